@@ -1,0 +1,83 @@
+"""What the gateway counts, for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
+class CollectionState:
+    """One collection's gauges at the moment of a scrape."""
+
+    name: str
+    documents: int
+    index_version: int
+    hot_rows: int
+    graph_live: int
+    graph_dead: int
+    queued_documents: int
+    queued_bytes: int
+    subscribers: int
+    subscribers_behind: int
+
+
+class Metrics:
+    """One process's counters. `watch` tells where the gauges of the collections come from."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.connections = Gauge("hotindex_connections", "Open WebSocket connections", registry=self.registry)
+        self.commands = Counter(
+            "hotindex_commands_total", "Commands answered", ["command", "outcome"], registry=self.registry
+        )
+        self.changes = Counter(
+            "hotindex_changes_total", "Committed changes of documents", ["collection"], registry=self.registry
+        )
+        self.commit_seconds = Histogram(
+            "hotindex_commit_seconds",
+            "Time to plan, write and publish one commit",
+            buckets=_COMMIT_SECONDS,
+            registry=self.registry,
+        )
+
+    def watch(self, states: Callable[[], Iterable[CollectionState]]) -> None:
+        self.registry.register(_Collections(states))
+
+    def render(self) -> bytes:
+        """Return the text exposition format."""
+        return generate_latest(self.registry)
+
+
+class _Collections(Collector):
+    def __init__(self, states: Callable[[], Iterable[CollectionState]]) -> None:
+        self._states = states
+
+    def collect(self) -> Iterator[Metric]:
+        states = list(self._states())
+        for field, text in _GAUGES.items():
+            family = GaugeMetricFamily(f"hotindex_{field}", text, labels=["collection"])
+            for state in states:
+                family.add_metric([state.name], getattr(state, field))
+            yield family
+
+
+_GAUGES = {
+    "documents": "Documents in the collection",
+    "index_version": "The collection's index_version",
+    "hot_rows": "Vectors in the hot buffer, replaced ones included",
+    "graph_live": "Live vectors in the graph",
+    "graph_dead": "Dead vectors in the graph",
+    "queued_documents": "Documents submitted and not yet committed",
+    "queued_bytes": "Bytes submitted and not yet committed",
+    "subscribers": "Subscribers of the room",
+    "subscribers_behind": "Subscribers that wait for their sockets or catch up",
+}

@@ -1,0 +1,224 @@
+"""The messages of the wire contract, as typed values.
+
+A command says what a client asks for; `ref`, if it sent one, comes back with every reply. Field names and defaults are
+the contract's. `collection` left out means the gateway's default collection.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+Ref: TypeAlias = str | int | None
+Include: TypeAlias = Literal["content", "vector"]
+RawVector: TypeAlias = bytes | list[float]
+"""Little-endian float32 (a bin in MessagePack, base64 in JSON), or an array of numbers."""
+
+JsonObject: TypeAlias = dict[str, Any]
+
+
+class Command(msgspec.Struct, frozen=True, kw_only=True):
+    ref: Ref = None
+
+
+class Ping(Command, frozen=True, kw_only=True):
+    pass
+
+
+class CollectionCommand(Command, frozen=True, kw_only=True):
+    collection: str | None = None
+
+
+class Subscribe(CollectionCommand, frozen=True, kw_only=True):
+    since: int | None = None
+    epoch: str | None = None
+    filter: JsonObject | None = None
+    include: tuple[Include, ...] = ()
+    batch: bool = False
+
+
+class Unsubscribe(CollectionCommand, frozen=True, kw_only=True):
+    pass
+
+
+class WriteCommand(CollectionCommand, frozen=True, kw_only=True):
+    event_id: str | None = None
+    priority: Literal[0, 1, 2] = 0
+
+
+class DocumentInput(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    vector: RawVector | None = None
+    content: str | None = None
+    metadata: JsonObject | None = None
+    if_version: int | None = None
+
+
+class Upsert(WriteCommand, frozen=True, kw_only=True):
+    id: str | None = None
+    vector: RawVector | None = None
+    content: str | None = None
+    metadata: JsonObject | None = None
+    if_version: int | None = None
+    documents: list[DocumentInput] | None = None
+    atomic: bool = False
+
+
+class Patch(WriteCommand, frozen=True, kw_only=True):
+    id: str
+    changes: JsonObject
+    content: str | None = None
+    if_version: int | None = None
+
+
+class Delete(WriteCommand, frozen=True, kw_only=True):
+    id: str | None = None
+    ids: list[str] | None = None
+
+
+class Get(CollectionCommand, frozen=True, kw_only=True):
+    id: str
+    include: tuple[Include, ...] = ()
+
+
+class Search(CollectionCommand, frozen=True, kw_only=True):
+    vector: RawVector | None = None
+    text: str | None = None
+    id: str | None = None
+    k: int = 10
+    filter: JsonObject | None = None
+    include: tuple[Include, ...] = ()
+    min_index_version: int | None = None
+    exact: bool = False
+
+
+class ProductCreated(WriteCommand, frozen=True, kw_only=True):
+    product_id: str
+    data: JsonObject
+
+
+class ProductUpdated(WriteCommand, frozen=True, kw_only=True):
+    product_id: str
+    changes: JsonObject
+
+
+class ProductDeleted(WriteCommand, frozen=True, kw_only=True):
+    product_id: str
+
+
+Write: TypeAlias = Upsert | Patch | Delete | ProductCreated | ProductUpdated | ProductDeleted
+Read: TypeAlias = Get | Search
+
+COMMANDS: dict[str, type[Command]] = {
+    "ping": Ping,
+    "subscribe": Subscribe,
+    "unsubscribe": Unsubscribe,
+    "upsert": Upsert,
+    "patch": Patch,
+    "delete": Delete,
+    "get": Get,
+    "search": Search,
+    "product_created": ProductCreated,
+    "product_updated": ProductUpdated,
+    "product_deleted": ProductDeleted,
+}
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
+    ref: Ref = None
+
+
+class Connected(Message, frozen=True, kw_only=True, tag="connected"):
+    client_id: str
+    message: str
+    node: str
+    protocol: int
+    ping_interval_s: float
+
+
+class Pong(Message, frozen=True, kw_only=True, tag="pong"):
+    timestamp: str
+
+
+class Subscribed(Message, frozen=True, kw_only=True, tag="subscribed"):
+    collection: str
+    index_version: int
+    epoch: str
+    recovered: bool
+
+
+class Unsubscribed(Message, frozen=True, kw_only=True, tag="unsubscribed"):
+    collection: str
+
+
+class Reset(Message, frozen=True, kw_only=True, tag="reset"):
+    collection: str
+    epoch: str
+
+
+class WriteResult(msgspec.Struct, frozen=True):
+    id: str
+    version: int
+    status: str
+
+
+class Ack(Message, frozen=True, kw_only=True, tag="ack"):
+    collection: str
+    index_version: int
+    results: tuple[WriteResult, ...]
+
+
+class DocumentMessage(Message, frozen=True, kw_only=True, tag="document"):
+    collection: str
+    id: str
+    version: int
+    updated_at: str
+    metadata: Any
+    content: str | None = None
+    vector: Any = None
+
+
+class ResultItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    id: str
+    score: float
+    version: int
+    metadata: Any
+    content: str | None = None
+    vector: Any = None
+
+
+class Results(Message, frozen=True, kw_only=True, tag="results"):
+    collection: str
+    index_version: int
+    results: tuple[ResultItem, ...]
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    event_type: str
+    document_id: str | None = None
+    timestamp: str
+    index_version: int
+    version: int | None = None
+    metadata: Any = None
+    content: str | None = None
+    vector: Any = None
+    left: bool = False
+    count: int | None = None
+    first_index_version: int | None = None
+
+
+class IndexUpdate(Message, frozen=True, kw_only=True, tag="index_update"):
+    collection: str
+    event: Event | None = None
+    events: tuple[Event, ...] | None = None
+
+
+class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):
+    code: str
+    message: str
+    retryable: bool
+    field: str | None = None
+    version: int | None = None
+    retry_after_s: float | None = None
+    id: str | None = None
