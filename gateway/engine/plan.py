@@ -1,0 +1,190 @@
+"""From a batch of writes to the changes one transaction commits. Pure: values in, values out.
+
+Each write is applied whole or not at all, in order of arrival. A write that waits for embeddings holds back the later
+ones on the same documents, so that changes of one document keep their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from gateway.engine.merge import BuildText, Deletion, Draft, Missing, NeedsVector, Outcome, Stored, merge
+from gateway.engine.types import (
+    BatchComplete,
+    Change,
+    Document,
+    Done,
+    EventType,
+    ItemResult,
+    NeedsVectors,
+    Operation,
+    Source,
+    Spec,
+    Status,
+    Write,
+)
+from gateway.errors import HotindexError
+
+
+@dataclass(frozen=True, slots=True)
+class HeldBack:
+    """The write has to come again: an earlier one on the same document waits for embeddings."""
+
+
+WriteOutcome = Done | NeedsVectors | HeldBack | HotindexError
+
+
+@dataclass(slots=True)
+class Plan:
+    """What to commit and what to tell each writer; `outcomes` stand in the order of the writes."""
+
+    first_index_version: int
+    index_version: int
+    outcomes: list[WriteOutcome] = field(default_factory=list)
+    events: list[Change | BatchComplete] = field(default_factory=list)
+    documents: dict[str, Stored] = field(default_factory=dict)
+    """The last state of each document this batch changed."""
+    recorded: dict[str, Done] = field(default_factory=dict)
+    """By event id, what the writes of this batch that carry one were told."""
+
+
+class Planner:
+    """Applies writes, one after the other, to the documents they name.
+
+    `stored` has an entry for each document a write names and that the collection knows, tombstones included; `recorded`
+    the outcomes of earlier writes by event id. `now` gives microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        build_text: BuildText,
+        stored: Mapping[str, Stored],
+        recorded: Mapping[str, Done],
+        index_version: int,
+        version_floor: int,
+        now: Callable[[], int],
+    ) -> None:
+        self._spec = spec
+        self._build_text = build_text
+        self._stored = stored
+        self._recorded = recorded
+        self._version_floor = version_floor
+        self._now = now
+        self._waiting: set[str] = set()
+        self.plan = Plan(index_version + 1, index_version)
+
+    def add(self, write: Write) -> None:
+        """Plan one write and append its outcome."""
+        plan = self.plan
+        outcome: WriteOutcome
+        ids = {operation.id for operation in write.operations}
+        if not ids.isdisjoint(self._waiting):
+            outcome = HeldBack()
+        elif (earlier := self._earlier(write)) is not None:
+            outcome = Done(
+                earlier.index_version,
+                tuple(ItemResult(item.id, item.version, Status.DUPLICATE) for item in earlier.results),
+            )
+        else:
+            try:
+                outcome = self._apply(write)
+            except HotindexError as error:
+                outcome = error
+            else:
+                if isinstance(outcome, Done) and write.event_id is not None:
+                    plan.recorded[write.event_id] = outcome
+        if isinstance(outcome, NeedsVectors | HeldBack):
+            self._waiting |= ids
+        plan.outcomes.append(outcome)
+
+    def _earlier(self, write: Write) -> Done | None:
+        if write.event_id is None:
+            return None
+        return self.plan.recorded.get(write.event_id) or self._recorded.get(write.event_id)
+
+    def _apply(self, write: Write) -> Done | NeedsVectors:
+        """Apply a write to a copy of what it touches, and keep that only if all of it went well."""
+        touched: dict[str, Stored] = {}
+        events: list[Change | BatchComplete] = []
+        results: list[ItemResult] = []
+        needed: dict[str, str] = {}
+        index_version = self.plan.index_version
+        at = self._now()
+        for operation in write.operations:
+            if operation.id in needed:
+                continue
+            stored = touched.get(operation.id) or self.plan.documents.get(operation.id)
+            if stored is None:
+                stored = self._stored.get(operation.id)
+            outcome = merge(operation, stored, self._spec, self._build_text, write.vectors)
+            if isinstance(outcome, NeedsVector):
+                needed[operation.id] = outcome.text
+            elif isinstance(outcome, Draft | Deletion):
+                index_version += 1
+                document = self._next(operation, stored, outcome, index_version, at)
+                event_type, status = _kind(stored, outcome)
+                vector = outcome.vector if isinstance(outcome, Draft) else None
+                before = None if event_type is EventType.INSERT or stored is None else stored.document.metadata
+                if vector is None and stored is not None and not document.deleted:
+                    vector = stored.vector
+                events.append(Change(event_type, document, before, vector))
+                touched[operation.id] = Stored(document, vector)
+                results.append(ItemResult(operation.id, document.version, status))
+            else:
+                version = stored.document.version if stored else 0
+                results.append(ItemResult(operation.id, version, _idle_status(outcome)))
+        if needed:
+            return NeedsVectors(tuple(dict.fromkeys(needed.values())))
+        if write.atomic and events:
+            events.append(BatchComplete(self.plan.index_version + 1, index_version, len(events), at))
+        self.plan.documents.update(touched)
+        self.plan.events.extend(events)
+        self.plan.index_version = index_version
+        return Done(index_version, tuple(results))
+
+    def _next(
+        self, operation: Operation, stored: Stored | None, outcome: Draft | Deletion, index_version: int, at: int
+    ) -> Document:
+        old = stored.document if stored else None
+        version = (old.version if old else self._version_floor) + 1
+        created = old.created if old and not old.deleted else index_version
+        if isinstance(outcome, Deletion):
+            return Document(operation.id, version, index_version, created, None, Source.VECTOR, at, "{}", None)
+        kept = old.vector_version if old else None
+        label = index_version if outcome.vector is not None else kept
+        assert label is not None, "a live document has a vector"
+        return Document(
+            operation.id,
+            version,
+            index_version,
+            created,
+            label,
+            outcome.source,
+            at,
+            outcome.metadata,
+            outcome.content,
+        )
+
+
+def plan(planner: Planner, writes: Sequence[Write]) -> Plan:
+    """Plan all `writes` in order."""
+    for write in writes:
+        planner.add(write)
+    return planner.plan
+
+
+def _kind(stored: Stored | None, outcome: Draft | Deletion) -> tuple[EventType, Status]:
+    if isinstance(outcome, Deletion):
+        return EventType.DELETE, Status.DELETED
+    if stored is None or stored.document.deleted:
+        return EventType.INSERT, Status.INSERTED
+    old = stored.document
+    if outcome.vector is not None and outcome.metadata == old.metadata and outcome.content == old.content:
+        return EventType.REFRESH, Status.UPDATED
+    return EventType.UPDATE, Status.UPDATED
+
+
+def _idle_status(outcome: Outcome) -> Status:
+    return Status.MISSING if isinstance(outcome, Missing) else Status.UNCHANGED

@@ -1,0 +1,158 @@
+"""Snapshots of the graph: written by a forked child, believed only after verification.
+
+hnswlib saves with the GIL held and reports success on a full disk, so a child of `fork` saves the graph as it stands while
+the process serves on. A manifest with size and checksum is renamed into place last: a snapshot without one doesn't exist.
+A snapshot only saves work. Recovery compares its labels with the store's, whatever its age, and none is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from gateway.engine.graph import HNSWLIB_VERSION, Graph
+from gateway.engine.types import Spec
+from gateway.errors import StorageUnavailable
+
+FORMAT = 1
+KEPT = 2
+_BLOCK_BYTES = 1 << 22
+
+log = structlog.get_logger(__name__)
+
+
+class Manifest(msgspec.Struct, frozen=True):
+    """What a snapshot must be to be loaded."""
+
+    format: int
+    library: str
+    epoch: str
+    spec: Spec
+    index_version: int
+    count: int
+    size_bytes: int
+    crc32: int
+    file: str
+
+
+def write(directory: Path, graph: Graph, spec: Spec, epoch: str, index_version: int) -> Path:
+    """Save `graph`, which has seen all up to `index_version`; return the manifest's path.
+
+    Blocks until it is on disk, but holds the graph only while it forks. Raises StorageUnavailable, and leaves what was
+    there before, if the disk doesn't take it.
+    """
+    last = next(iter(_manifests(directory)), None)
+    number = int(last.stem.removeprefix("graph-")) + 1 if last else 1
+    target = directory / f"graph-{number:08d}.hnsw"
+    temporary = target.with_suffix(".tmp")
+    with graph.turns.search():
+        # A search's hold is enough: it keeps the mover out, the only one that changes the graph.
+        count, expected = len(graph), graph.file_bytes
+        child = _fork_and_save(graph, temporary)
+    _, status = os.waitpid(child, 0)
+    try:
+        if code := os.waitstatus_to_exitcode(status):
+            raise StorageUnavailable(f"can't save a snapshot to {temporary}: the saving process ended with {code}")
+        size, crc = _checksum(temporary)
+        if size != expected:
+            raise StorageUnavailable(f"can't save a snapshot to {temporary}: {size} of {expected} bytes written")
+        os.rename(temporary, target)
+        manifest = Manifest(FORMAT, HNSWLIB_VERSION, epoch, spec, index_version, count, size, crc, target.name)
+        path = _write_manifest(target.with_suffix(".json"), manifest)
+    except OSError as error:
+        raise StorageUnavailable(f"can't save a snapshot to {target}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    for old in _manifests(directory)[KEPT:]:
+        old.unlink()
+        old.with_suffix(".hnsw").unlink(missing_ok=True)
+    return path
+
+
+def _fork_and_save(graph: Graph, path: Path) -> int:
+    child = os.fork()
+    if child:
+        return child
+    # Only this thread lives on here, and locks of others may be held for ever: no logging, no imports, no return.
+    code = 1
+    try:
+        # The parent's sockets and lock files must not outlive it in here.
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        graph.save(path)
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+def _checksum(path: Path) -> tuple[int, int]:
+    size = crc = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            size += len(block)
+            crc = zlib.crc32(block, crc)
+    return size, crc
+
+
+def _write_manifest(path: Path, manifest: Manifest) -> Path:
+    temporary = path.with_suffix(".json.tmp")
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+    return path
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _manifests(directory: Path) -> list[Path]:
+    return sorted(directory.glob("graph-*.json"), reverse=True)
+
+
+def load(directory: Path, spec: Spec, epoch: str) -> Graph | None:
+    """Return the newest snapshot that holds what its manifest says, or None; others are renamed aside."""
+    for unfinished in directory.glob("graph-*.tmp"):
+        unfinished.unlink()
+    for path in _manifests(directory):
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+            _verify(directory, manifest, spec, epoch)
+            return Graph.load(spec, directory / manifest.file, manifest.count)
+        except (OSError, ValueError, RuntimeError) as error:
+            log.warning("snapshot_rejected", snapshot=str(path), reason=str(error))
+            _set_aside(path)
+    return None
+
+
+def _verify(directory: Path, manifest: Manifest, spec: Spec, epoch: str) -> None:
+    """Raise ValueError unless the file is the one the manifest describes, and of this collection."""
+    expected = {"format": FORMAT, "library": HNSWLIB_VERSION, "epoch": epoch, "spec": spec}
+    for name, value in expected.items():
+        if getattr(manifest, name) != value:
+            raise ValueError(f"{name} is {getattr(manifest, name)!r}, expected {value!r}")
+    size, crc = _checksum(directory / manifest.file)
+    if (size, crc) != (manifest.size_bytes, manifest.crc32):
+        raise ValueError(
+            f"{manifest.file} has {size} bytes and CRC {crc:08x},"
+            f" the manifest says {manifest.size_bytes} and {manifest.crc32:08x}"
+        )
+
+
+def _set_aside(path: Path) -> None:
+    for part in (path, path.with_suffix(".hnsw")):
+        if part.exists():
+            os.rename(part, part.with_name(part.name + ".bad"))
