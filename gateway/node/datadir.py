@@ -1,0 +1,56 @@
+"""The data directory: one process at a time, one folder per collection."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway.errors import StartupError
+
+_DROPPED = ".dropped-"
+
+
+class DataDirectory:
+    """Made by `locked`, and valid inside it."""
+
+    def __init__(self, path: Path) -> None:
+        self._collections = path / "collections"
+
+    def names(self) -> list[str]:
+        """Return the names of the collections there are."""
+        return sorted(entry.name for entry in self._collections.iterdir() if not entry.name.startswith("."))
+
+    def collection(self, name: str) -> Path:
+        return self._collections / name
+
+    def drop(self, name: str, epoch: str) -> None:
+        """Remove a collection's folder; after a crash in here it is either whole or gone."""
+        doomed = self._collections / f"{_DROPPED}{epoch}"
+        os.rename(self.collection(name), doomed)
+        shutil.rmtree(doomed)
+
+    def sweep(self) -> None:
+        """Finish what a crash interrupted: drops, and collections being made."""
+        for entry in self._collections.iterdir():
+            if entry.name.startswith("."):
+                shutil.rmtree(entry)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[DataDirectory]:
+    """Create `path` if need be, and hold its lock. Raises StartupError if it can't be used."""
+    try:
+        (path / "collections").mkdir(parents=True, exist_ok=True)
+        lock = (path / "LOCK").open("a+b")
+    except OSError as error:
+        raise StartupError(f"data directory {str(path)!r} can't be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StartupError(f"data directory {str(path)!r} is in use by another hotindex process") from None
+        yield DataDirectory(path)

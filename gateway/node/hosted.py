@@ -1,0 +1,140 @@
+"""One collection in service: its engine, writer, room and upkeep, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from gateway.embed.embedder import Embedder
+from gateway.engine.collection import Collection
+from gateway.engine.types import Applied, BatchComplete, Page, Span
+from gateway.errors import Overloaded
+from gateway.ingest.commit import Bounds, Committer
+from gateway.metrics import CollectionState, Metrics
+from gateway.node.upkeep import HotLimits, Upkeep
+from gateway.push.room import Room
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """The threads all collections share, by what waits for them: writers, searches, upkeep."""
+
+    commit: Executor
+    read: Executor
+    upkeep: Executor
+
+    @classmethod
+    def start(cls, cores: int) -> Threads:
+        return cls(
+            ThreadPoolExecutor(max(2, cores), "commit"),
+            ThreadPoolExecutor(max(2, cores), "read"),
+            ThreadPoolExecutor(max(2, cores // 2), "upkeep"),
+        )
+
+    def shut_down(self) -> None:
+        for executor in (self.commit, self.read, self.upkeep):
+            executor.shutdown()
+
+
+class Hosted:
+    """Call on the event loop, between `start` and `stop`."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        embedder: Embedder | None,
+        threads: Threads,
+        metrics: Metrics,
+        bounds: Bounds,
+        hot: HotLimits,
+        snapshot_interval_s: float,
+    ) -> None:
+        self.collection = collection
+        self.embedder = embedder
+        self.name = collection.spec.name
+        self._threads = threads
+        self._changes = metrics.changes.labels(self.name)
+        self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._tickets = itertools.count()
+        self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes)
+        self.upkeep = Upkeep(collection, threads.upkeep, hot, snapshot_interval_s)
+        self.committer = Committer(
+            collection, embedder, self, threads.commit, self.upkeep.room, bounds, metrics.commit_seconds.observe
+        )
+
+    def start(self) -> None:
+        self.committer.start()
+        self.upkeep.start()
+
+    async def stop(self) -> None:
+        """Commit what was submitted, write a snapshot where anything changed, close the files."""
+        await self.committer.stop()
+        await self.upkeep.stop()
+        await self.read(self.collection.close)
+
+    @property
+    def fault(self) -> str | None:
+        """Why writes fail at present, if they do."""
+        return self.committer.fault
+
+    @property
+    def wants_vectors(self) -> bool:
+        return self.room.wants_vectors
+
+    def publish(self, applied: Applied) -> None:
+        """Pass a commit on to the room, and to those who wait for its index_version."""
+        self._changes.inc(sum(not isinstance(event, BatchComplete) for event in applied.events))
+        self.room.publish(applied)
+        while self._awaited and self._awaited[0][0] <= applied.index_version:
+            _, _, reached = heapq.heappop(self._awaited)
+            if not reached.done():
+                reached.set_result(None)
+        self.upkeep.nudge()
+
+    async def reach(self, index_version: int, within_s: float) -> None:
+        """Wait until this node has applied `index_version`. Raises Overloaded after `within_s`."""
+        if index_version <= self.room.head:
+            return
+        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._awaited, (index_version, next(self._tickets), reached))
+        try:
+            async with asyncio.timeout(within_s):
+                await reached
+        except TimeoutError:
+            raise Overloaded(
+                f"min_index_version {index_version} isn't applied here after {within_s:g} s;"
+                f" collection {self.name!r} is at {self.room.head}",
+                retry_after_s=within_s,
+                field="min_index_version",
+            ) from None
+
+    async def read(self, work: Callable[[], _T]) -> _T:
+        """Run a read of the engine in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads.read, work)
+
+    async def read_changes(self, span: Span, limit: int, with_vectors: bool) -> Page:
+        """Return a page of the net change in `span`."""
+        return await self.read(partial(self.collection.changes, span, limit, with_vectors=with_vectors))
+
+    def state(self) -> CollectionState:
+        live, dead = self.collection.graph_size
+        return CollectionState(
+            name=self.name,
+            documents=self.collection.document_count,
+            index_version=self.room.head,
+            hot_rows=self.collection.hot_rows,
+            graph_live=live,
+            graph_dead=dead,
+            queued_documents=self.committer.queued_documents,
+            queued_bytes=self.committer.queued_bytes,
+            subscribers=len(self.room),
+            subscribers_behind=self.room.behind,
+        )

@@ -1,0 +1,120 @@
+"""From what clients send about collections and searches to the engine's values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import msgspec
+import numpy as np
+
+from gateway.embed.embedder import Embedder
+from gateway.engine import vectors
+from gateway.engine.collection import Query
+from gateway.engine.filter import Filter
+from gateway.engine.types import Metric, Spec, Vector
+from gateway.errors import HotindexError, InvalidArgument, NotFound
+from gateway.node.hosted import Hosted
+from gateway.protocol import checks, messages
+
+
+class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The body that makes a collection. What is left out is the default; `model` gives the dimension."""
+
+    dimension: int | None = None
+    metric: Metric | None = None
+    model: str | None = None
+    m: int | None = None
+    ef_construction: int | None = None
+    ef_search: int | None = None
+
+
+def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
+    """Return the spec of a new collection. Raises InvalidArgument."""
+    dimension = settings.dimension
+    if settings.model is not None:
+        if settings.model not in embedders:
+            known = ", ".join(embedders)
+            raise InvalidArgument(f"model {settings.model!r} is not known here; known are {known}", field="model")
+        model_dimension = embedders[settings.model].dimension
+        if dimension not in (None, model_dimension):
+            raise InvalidArgument(
+                f"dimension is {dimension}; the model {settings.model!r} makes {model_dimension}", field="dimension"
+            )
+        dimension = model_dimension
+    if dimension is None:
+        raise InvalidArgument("a collection needs a dimension or a model", field="dimension")
+    checks.between(dimension, 1, vectors.MAX_DIMENSION, "dimension")
+    return _graph(Spec(name, dimension, settings.metric or Metric.COSINE, settings.model), settings)
+
+
+def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
+    """Return the spec `settings` asks for where a collection exists: what is left out is as found."""
+    asked = CollectionSettings(
+        dimension=settings.dimension or (None if settings.model else found.dimension),
+        metric=settings.metric or found.metric,
+        model=settings.model or found.model,
+        m=settings.m or found.m,
+        ef_construction=settings.ef_construction or found.ef_construction,
+        ef_search=settings.ef_search or found.ef_search,
+    )
+    return spec(found.name, asked, embedders)
+
+
+def _graph(spec: Spec, settings: CollectionSettings) -> Spec:
+    limits = {"m": (2, 128), "ef_construction": (4, 4096), "ef_search": (1, 4096)}
+    given = {field: value for field in limits if (value := getattr(settings, field)) is not None}
+    for field, value in given.items():
+        checks.between(value, *limits[field], field)
+    return Spec(spec.name, spec.dimension, spec.metric, spec.model, **given)
+
+
+def no_document(collection: str, document_id: str) -> NotFound:
+    return NotFound(f"no document {document_id!r} in collection {collection!r}", field="id")
+
+
+async def query(hosted: Hosted, command: messages.Search) -> Query:
+    """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
+    checks.between(command.k, 1, checks.MAX_K, "k")
+    return Query(
+        await _vector(hosted, command),
+        command.k,
+        Filter(command.filter) if command.filter else None,
+        command.exact,
+        exclude=command.id,
+        include_vector="vector" in command.include,
+    )
+
+
+async def _vector(hosted: Hosted, command: messages.Search) -> Vector:
+    given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"search needs one of vector, text and id; it has {', '.join(given) or 'none'}", field="vector"
+        )
+    collection = hosted.collection
+    if command.vector is not None:
+        vector = vectors.parse(command.vector)
+        vectors.check(vector, collection.spec.dimension, collection.spec.metric)
+        return vector
+    if command.text is not None:
+        return await _embed(hosted, command.text)
+    assert command.id is not None, "one of the three is given"
+    checks.document_id(command.id)
+    found = await hosted.read(partial(collection.get, command.id, include_vector=True))
+    if found is None or found[1] is None:
+        raise no_document(hosted.name, command.id)
+    return np.frombuffer(found[1], np.float32)
+
+
+async def _embed(hosted: Hosted, text: str) -> Vector:
+    if hosted.embedder is None:
+        raise InvalidArgument(
+            f"collection {hosted.name!r} has no embedding model here; search it by vector or id", field="text"
+        )
+    if not text.strip():
+        raise InvalidArgument(f"text is {text!r}; it must have words", field="text")
+    (vector,) = await hosted.embedder.embed([text])
+    if isinstance(vector, HotindexError):
+        raise vector
+    return vector

@@ -1,0 +1,308 @@
+"""The HTTP edge: routes to the node, JSON or MessagePack in and out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Literal, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from gateway.errors import HotindexError, InvalidArgument, InvalidMessage, NotFound, TooLarge, UnknownAction
+from gateway.faults import internal
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.node.hosted import Hosted
+from gateway.node.node import Node
+from gateway.node.queries import CollectionSettings
+from gateway.protocol import checks, messages
+from gateway.protocol.codec import JSON, MSGPACK, Codec
+from gateway.protocol.session import error_message
+from gateway.push.events import Variant
+from gateway.server import replies
+from gateway.server.ndjson import NDJSON_TYPE, load
+
+MAX_CHANGES = 10_000
+
+_MSGPACK_TYPE = "application/msgpack"
+_STATUS = {
+    "unauthorized": 401,
+    "forbidden": 403,
+    "not_found": 404,
+    "conflict": 409,
+    "too_large": 413,
+    "rate_limited": 429,
+    "overloaded": 503,
+    "embedding_unavailable": 503,
+    "storage_unavailable": 503,
+    "internal": 500,
+}
+_T = TypeVar("_T")
+
+
+class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A collection as HTTP tells of it."""
+
+    name: str
+    dimension: int
+    metric: str
+    model: str | None
+    m: int
+    ef_construction: int
+    ef_search: int
+    epoch: str
+    index_version: int
+    documents: int
+
+
+class _Vectors(msgspec.Struct, frozen=True):
+    """The body of existing producers' upsert."""
+
+    vectors: list[messages.DocumentInput]
+    collection: str | None = None
+
+
+class _PatchBody(msgspec.Struct, frozen=True):
+    changes: messages.JsonObject
+    content: str | None = None
+    if_version: int | None = None
+    event_id: str | None = None
+    priority: Literal[0, 1, 2] = 0
+
+
+class Changes(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the net change. Go on from `index_version` while `more`."""
+
+    collection: str
+    epoch: str
+    index_version: int
+    recovered: bool
+    more: bool
+    changes: tuple[messages.Event, ...]
+
+
+class HttpServer:
+    """Serves the node between `start` and `stop`."""
+
+    def __init__(self, node: Node, metrics: Metrics, message_bytes: int) -> None:
+        self._node = node
+        self._metrics = metrics
+        app = web.Application(middlewares=[_errors], client_max_size=message_bytes)
+        collection = "/v1/collections/{collection}"
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._render_metrics),
+                web.get("/v1/collections", self._list),
+                web.get(collection, self._describe),
+                web.put(collection, self._create),
+                web.delete(collection, self._drop),
+                web.post(f"{collection}/documents", self._upsert),
+                web.get(f"{collection}/documents/{{id:.+}}", self._get),
+                web.patch(f"{collection}/documents/{{id:.+}}", self._patch),
+                web.delete(f"{collection}/documents/{{id:.+}}", self._delete),
+                web.post(f"{collection}/search", self._search),
+                web.get(f"{collection}/changes", self._changes),
+                web.post(f"{collection}/snapshot", self._snapshot),
+                web.post("/v1/upsert", self._upsert_vectors),
+                web.post("/v1/delete", self._delete_ids),
+                web.get("/v1/documents/{id:.+}", self._metadata),
+            ]
+        )
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; return the port bound. Raises OSError where that isn't possible."""
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port, backlog=1024).start()
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def stop(self) -> None:
+        """Answer the requests under way, then close."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        faults = self._node.faults()
+        if faults:
+            return web.Response(status=503, text="".join(f"{fault}\n" for fault in faults))
+        return web.Response(text="ready\n")
+
+    async def _render_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
+
+    async def _list(self, request: web.Request) -> web.Response:
+        infos = [_info(self._node.hosted(name)) for name in self._node.names()]
+        return _respond(request, {"collections": infos})
+
+    async def _describe(self, request: web.Request) -> web.Response:
+        return _respond(request, _info(self._node.hosted(request.match_info["collection"])))
+
+    async def _create(self, request: web.Request) -> web.Response:
+        settings = await _body(request, CollectionSettings) if request.can_read_body else CollectionSettings()
+        hosted, made = await self._node.create(request.match_info["collection"], settings)
+        return _respond(request, _info(hosted), status=201 if made else 200)
+
+    async def _drop(self, request: web.Request) -> web.Response:
+        name = request.match_info["collection"]
+        await self._node.drop(name)
+        return _respond(request, {"collection": name, "status": "dropped"})
+
+    async def _upsert(self, request: web.Request) -> web.Response:
+        name = request.match_info["collection"]
+        if request.content_type == NDJSON_TYPE:
+            return _respond(request, await load(self._node, name, request.content.iter_any()))
+        command = msgspec.structs.replace(await _body(request, messages.Upsert), collection=name)
+        return await self._submit(request, command, request.content_length or 0)
+
+    async def _patch(self, request: web.Request) -> web.Response:
+        body = await _body(request, _PatchBody)
+        command = messages.Patch(
+            collection=request.match_info["collection"], id=request.match_info["id"], **msgspec.structs.asdict(body)
+        )
+        return await self._submit(request, command, request.content_length or 0)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        command = messages.Delete(collection=request.match_info["collection"], id=request.match_info["id"])
+        return await self._submit(request, command, 0)
+
+    async def _upsert_vectors(self, request: web.Request) -> web.Response:
+        body = await _body(request, _Vectors)
+        command = messages.Upsert(collection=body.collection, documents=body.vectors)
+        return await self._submit(request, command, request.content_length or 0)
+
+    async def _delete_ids(self, request: web.Request) -> web.Response:
+        return await self._submit(request, await _body(request, messages.Delete), request.content_length or 0)
+
+    async def _submit(self, request: web.Request, command: messages.Write, size_bytes: int) -> web.Response:
+        ticket = await self._node.submit(command, size_bytes)
+        return _respond(request, replies.ack(ticket.collection, await ticket.done()))
+
+    async def _get(self, request: web.Request) -> web.Response:
+        include = _include(request)
+        found = await self._node.get(
+            messages.Get(collection=request.match_info["collection"], id=request.match_info["id"], include=include)
+        )
+        return _respond(request, replies.document(*found, include, _accepted(request)))
+
+    async def _metadata(self, request: web.Request) -> web.Response:
+        command = messages.Get(id=request.match_info["id"], collection=request.query.get("collection"))
+        _, document, _ = await self._node.get(command)
+        return _respond(request, _accepted(request).metadata(document.metadata))
+
+    async def _search(self, request: web.Request) -> web.Response:
+        command = msgspec.structs.replace(
+            await _body(request, messages.Search), collection=request.match_info["collection"]
+        )
+        found = await self._node.search(command)
+        return _respond(request, replies.results(*found, command.include, _accepted(request)))
+
+    async def _changes(self, request: web.Request) -> web.Response:
+        since = _integer(request, "since", 0, 0, 2**63 - 1)
+        limit = _integer(request, "limit", 1000, 1, MAX_CHANGES)
+        include = _include(request)
+        hosted, page = await self._node.changes(
+            request.match_info["collection"], since, request.query.get("epoch"), limit, with_vectors="vector" in include
+        )
+        variant = Variant(hosted.name, _accepted(request), content="content" in include, vector="vector" in include)
+        answer = Changes(
+            collection=hosted.name,
+            epoch=hosted.collection.epoch,
+            index_version=page.through if page else hosted.room.head,
+            recovered=page is not None,
+            more=page.more if page else False,
+            changes=variant.events(page.changes) if page else (),
+        )
+        return _respond(request, answer)
+
+    async def _snapshot(self, request: web.Request) -> web.Response:
+        name = request.match_info["collection"]
+        return _respond(request, {"collection": name, "index_version": await self._node.snapshot(name)})
+
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer every error as the contract's error object."""
+    try:
+        return await handler(request)
+    except HotindexError as error:
+        return _refuse(request, error)
+    except web.HTTPRequestEntityTooLarge as error:
+        return _refuse(request, TooLarge(error.text or "the body is over the limit"))
+    except web.HTTPNotFound:
+        return _refuse(request, NotFound(f"no route {request.path!r}"))
+    except web.HTTPMethodNotAllowed as error:
+        return _refuse(request, UnknownAction(f"{error.method} is not allowed on {request.path!r}"), status=405)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception as error:  # one request's fault must not be the client's riddle
+        return _refuse(request, internal(error, path=request.path))
+
+
+def _refuse(request: web.Request, error: HotindexError, status: int | None = None) -> web.Response:
+    message = error_message(error)
+    response = _respond(request, message, status=status or _STATUS.get(error.code, 400))
+    if message.retry_after_s is not None:
+        response.headers["Retry-After"] = str(max(1, round(message.retry_after_s)))
+    return response
+
+
+def _accepted(request: web.Request) -> Codec:
+    return MSGPACK if _MSGPACK_TYPE in request.headers.get("Accept", "") else JSON
+
+
+def _respond(request: web.Request, body: object, status: int = 200) -> web.Response:
+    codec = _accepted(request)
+    content_type = _MSGPACK_TYPE if codec is MSGPACK else "application/json"
+    return web.Response(status=status, body=codec.encode(body), content_type=content_type)
+
+
+async def _body(request: web.Request, kind: type[_T]) -> _T:
+    codec = MSGPACK if request.content_type == _MSGPACK_TYPE else JSON
+    body: _T = codec.decode(await request.read(), kind)
+    return body
+
+
+def _include(request: web.Request) -> tuple[messages.Include, ...]:
+    names = [name for name in request.query.get("include", "").split(",") if name]
+    try:
+        return msgspec.convert(names, tuple[messages.Include, ...])
+    except msgspec.ValidationError:
+        raise InvalidArgument(
+            f"include is {','.join(names)!r}; it may have content and vector", field="include"
+        ) from None
+
+
+def _integer(request: web.Request, name: str, default: int, low: int, high: int) -> int:
+    text = request.query.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        raise InvalidMessage(f"{name} is {checks.show(text)}, not an integer", field=name) from None
+    checks.between(value, low, high, name)
+    return value
+
+
+def _info(hosted: Hosted) -> CollectionInfo:
+    spec = hosted.collection.spec
+    return CollectionInfo(
+        name=spec.name,
+        dimension=spec.dimension,
+        metric=spec.metric,
+        model=spec.model,
+        m=spec.m,
+        ef_construction=spec.ef_construction,
+        ef_search=spec.ef_search,
+        epoch=hosted.collection.epoch,
+        index_version=hosted.room.head,
+        documents=hosted.collection.document_count,
+    )

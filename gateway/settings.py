@@ -1,0 +1,91 @@
+"""Every setting: a flag, an environment variable HOTINDEX_…, or a key of a TOML file, in this order of precedence."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from gateway.errors import StartupError
+
+PREFIX = "HOTINDEX_"
+OTHER_VARIABLES = frozenset({"HOTINDEX_CONFIG", "HOTINDEX_URL"})
+"""Environment variables of the command that are no settings of the gateway."""
+
+
+class Settings(BaseSettings):
+    """The gateway's settings. Sizes are in bytes, times in seconds."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on")
+    ws_port: int = Field(8765, ge=0, le=65535, description="WebSocket port; 0 takes a free one")
+    http_port: int = Field(8080, ge=0, le=65535, description="HTTP port; 0 takes a free one")
+    data_dir: Path = Field(Path("data"), description="Where collections are kept")
+    node: str = Field(
+        default_factory=socket.gethostname, min_length=1, description="This node's name, in greetings and logs"
+    )
+    default_collection: str = Field("default", description="The collection of commands that name none")
+    snapshot_interval_s: float = Field(300.0, gt=0, description="Time between snapshots of a changing graph")
+    idempotency_window_s: float = Field(300.0, ge=0, description="How long event_ids are remembered")
+    ping_interval_s: float = Field(25.0, gt=0, description="Time between keep-alive pings")
+    read_wait_s: float = Field(5.0, ge=0, description="How long a search waits for its min_index_version")
+    max_message_bytes: int = Field(16 << 20, ge=1024, description="Largest message or HTTP body")
+    max_in_flight: int = Field(256, ge=1, description="Commands a connection may have under way")
+    max_rooms: int = Field(128, ge=1, description="Subscriptions per connection")
+    hot_target: int = Field(1024, ge=0, description="Rows the hot buffer keeps, per collection")
+    hot_limit: int = Field(32_768, ge=1, description="Rows in the hot buffer at which writes wait")
+    queue_documents: int = Field(16_384, ge=1, description="Documents queued for commit, per collection")
+    queue_bytes: int = Field(64 << 20, ge=1, description="Bytes queued for commit, per collection")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Log lines as JSON or text; auto is text on a terminal"
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load(flags: Mapping[str, Any], config: Path | None) -> Settings:
+    """Put the sources together; `flags` are those that were given. Raises StartupError that names setting and value."""
+    _reject_unknown_variables()
+
+    class Configured(Settings):
+        model_config = SettingsConfigDict(toml_file=config)
+
+    if config is not None and not config.is_file():
+        raise StartupError(f"configuration file {str(config)!r} does not exist")
+    try:
+        return Configured(**flags)
+    except tomllib.TOMLDecodeError as error:
+        raise StartupError(f"configuration file {str(config)!r} is no TOML: {error}") from None
+    except ValidationError as error:
+        raise StartupError("; ".join(map(_sentence, error.errors()))) from None
+
+
+def _sentence(problem: Any) -> str:
+    name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"unknown setting {name!r}"
+    return f"setting {name} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+
+
+def _reject_unknown_variables() -> None:
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OTHER_VARIABLES
+    for name in os.environ:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            raise StartupError(f"unknown setting {name!r} in the environment")
