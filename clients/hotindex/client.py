@@ -1,0 +1,392 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.typing import Subprotocol
+
+from hotindex import wire
+from hotindex.backoff import Backoff
+from hotindex.errors import ConnectionLost, HotindexError, RequestTimeout, from_message
+from hotindex.subscription import Subscription
+from hotindex.types import Ack, Document, Include, Metadata, Results, StoredDocument, VectorLike
+
+DEFAULT_URL = "ws://127.0.0.1:8765"
+FINAL_CLOSE_CODES = frozenset({4401, 4403})
+"""Close codes after which reconnecting is no use."""
+
+_UNREACHABLE = (OSError, InvalidHandshake, TimeoutError, EOFError)
+
+
+class _Pending:
+    """A command that waits for its reply. `at_once` is called with it before the next message is read."""
+
+    __slots__ = ("at_once", "reply")
+
+    def __init__(self, at_once: Callable[[dict[str, Any]], None] | None) -> None:
+        self.reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.at_once = at_once
+
+
+class Client:
+    """One connection to a gateway, made again whenever it is lost.
+
+        async with hotindex.Client() as client:
+            await client.upsert("movies", id="1", content="A film about the sea", metadata={"year": 1997})
+            results = await client.search("movies", text="ocean", k=3)
+
+    Methods may be called from many tasks at once. They raise ServerError for what the gateway refuses, RequestTimeout
+    after `timeout_s`, and ConnectionLost. While there is no connection they wait for one, within `timeout_s`; reads, and
+    writes with an `event_id`, that were cut off are sent again.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        timeout_s: float = 30.0,
+        backoff: Backoff | None = None,
+        max_message_bytes: int = 64 << 20,
+    ) -> None:
+        self.url = url
+        self.greeting: dict[str, Any] = {}
+        """The gateway's `connected` message."""
+        self._timeout_s = timeout_s
+        self._backoff = backoff or Backoff()
+        self._max_message_bytes = max_message_bytes
+        self._connection: ClientConnection | None = None
+        self._connected = asyncio.Event()
+        self._refs = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+        self._rooms: set[str] = set()
+        self._subscriptions: dict[str, Subscription] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._runner: asyncio.Task[None] | None = None
+        self._end: HotindexError | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Connect. Raises ConnectionLost if the gateway can't be reached now; only later losses are made good."""
+        assert self._runner is None, "a client connects once"
+        try:
+            connection = await self._dial()
+        except _UNREACHABLE as error:
+            raise ConnectionLost(f"can't connect to {self.url}: {error}") from error
+        except InvalidURI as error:
+            raise ConnectionLost(str(error), retryable=False) from error
+        self._runner = asyncio.create_task(self._run(connection), name="hotindex client")
+
+    async def close(self) -> None:
+        """Close the connection; what waits for a reply or an update is told so."""
+        self._stop(HotindexError("closed", "the client is closed", retryable=False))
+        if self._connection is not None:
+            await self._connection.close()
+        if self._runner is not None:
+            self._runner.cancel()
+            await asyncio.gather(self._runner, *self._tasks, return_exceptions=True)
+
+    # Writes
+
+    async def upsert(
+        self,
+        collection: str,
+        documents: Sequence[Document] | None = None,
+        *,
+        id: str | None = None,  # noqa: A002 - the contract's name
+        vector: VectorLike | None = None,
+        content: str | None = None,
+        metadata: Metadata | None = None,
+        if_version: int | None = None,
+        atomic: bool = False,
+        event_id: str | None = None,
+        priority: int = 0,
+    ) -> Ack:
+        """Write one document (`id`, …) or several, in one transaction; returns once they are on disk and searchable.
+
+        `atomic` closes the events with a batch_complete. `event_id` makes the write idempotent for some minutes, so that
+        it is safe to send again: the client does so itself after a lost connection, and the answer of a repetition has
+        the status `duplicate`. Without one, a ConnectionLost or RequestTimeout leaves open whether the write was applied.
+        """
+        command: dict[str, Any] = {"action": "upsert", "collection": collection, "event_id": event_id}
+        if documents is None:
+            if id is None:
+                raise TypeError("upsert needs documents or an id")
+            command |= wire.document(Document(id, vector, content, metadata, if_version))
+        else:
+            command["documents"] = [wire.document(document) for document in documents]
+        command |= {"atomic": atomic or None, "priority": priority or None}
+        return wire.ack(await self._request(command, again=event_id is not None))
+
+    async def patch(
+        self,
+        collection: str,
+        id: str,  # noqa: A002
+        changes: Metadata,
+        *,
+        content: str | None = None,
+        if_version: int | None = None,
+        event_id: str | None = None,
+    ) -> Ack:
+        """Merge `changes` into a document's metadata; None removes a key. Raises NotFound, Conflict."""
+        command = {
+            "action": "patch",
+            "collection": collection,
+            "id": id,
+            "changes": changes,
+            "content": content,
+            "if_version": if_version,
+            "event_id": event_id,
+        }
+        return wire.ack(await self._request(command, again=event_id is not None))
+
+    async def delete(self, collection: str, *ids: str) -> Ack:
+        """Delete documents; those that aren't there are answered `missing`."""
+        command = {"action": "delete", "collection": collection, "ids": list(ids)}
+        return wire.ack(await self._request(command, again=False))
+
+    # Reads
+
+    async def get(self, collection: str, id: str, *, include: Sequence[Include] = ()) -> StoredDocument:  # noqa: A002
+        """Return a document. Raises NotFound."""
+        command = {"action": "get", "collection": collection, "id": id, "include": list(include) or None}
+        return wire.stored(await self._request(command, again=True))
+
+    async def search(
+        self,
+        collection: str,
+        *,
+        vector: VectorLike | None = None,
+        text: str | None = None,
+        id: str | None = None,  # noqa: A002
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        include: Sequence[Include] = (),
+        min_index_version: int | None = None,
+        exact: bool = False,
+    ) -> Results:
+        """Return the k documents nearest to a vector, a text, or another document (which is left out)."""
+        command = {
+            "action": "search",
+            "collection": collection,
+            "vector": None if vector is None else wire.vector_bytes(vector),
+            "text": text,
+            "id": id,
+            "k": k,
+            "filter": filter,
+            "include": list(include) or None,
+            "min_index_version": min_index_version,
+            "exact": exact or None,
+        }
+        return wire.results(await self._request(command, again=True))
+
+    async def ping(self) -> None:
+        """Return once the gateway has answered."""
+        await self._request({"action": "ping"}, again=True)
+
+    # Rooms
+
+    def subscribe(
+        self,
+        collection: str,
+        *,
+        since: int | None = None,
+        epoch: str | None = None,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        include: Sequence[Include] = (),
+    ) -> Subscription:
+        """Return the updates of a collection, to iterate over: what comes from now on, or all after `since`.
+
+        `epoch` is that of the subscription `since` was kept from. A client has one subscription per collection at a time.
+        """
+        return Subscription(self, collection, since, epoch, dict(filter) if filter else None, include)
+
+    async def enter(self, subscription: Subscription) -> None:
+        if subscription.collection in self._rooms:
+            raise HotindexError(
+                "already_subscribed",
+                f"this client has a subscription to {subscription.collection!r}; use another client for a second",
+                retryable=False,
+            )
+        self._rooms.add(subscription.collection)
+
+        def began(reply: dict[str, Any]) -> None:
+            # From here on it is the reader's to renew; before, a lost connection is made good by asking again.
+            self._subscriptions[subscription.collection] = subscription
+            subscription.began(reply)
+
+        try:
+            await self._request(subscription.command(), again=True, at_once=began)
+        except BaseException:
+            self._rooms.discard(subscription.collection)
+            raise
+
+    async def leave(self, subscription: Subscription) -> None:
+        if self._subscriptions.get(subscription.collection) is subscription:
+            del self._subscriptions[subscription.collection]
+            self._rooms.discard(subscription.collection)
+            if self._connected.is_set():
+                await self._send_unsubscribe(subscription)
+
+    def subscribe_again(self, subscription: Subscription) -> None:
+        self._spawn(self._resubscribe(subscription))
+
+    def unsubscribe(self, subscription: Subscription) -> None:
+        self._spawn(self._send_unsubscribe(subscription))
+
+    async def _resubscribe(self, subscription: Subscription) -> None:
+        try:
+            await self._exchange(subscription.command(), subscription.began)
+        except ConnectionLost:
+            return  # the next connection begins with all subscriptions
+        except HotindexError as error:
+            subscription.fail(error)
+
+    async def _send_unsubscribe(self, subscription: Subscription) -> None:
+        try:
+            await self._exchange({"action": "unsubscribe", "collection": subscription.collection}, None)
+        except HotindexError:
+            return  # without a connection there is nothing to leave
+
+    # The connection
+
+    async def _request(
+        self,
+        command: dict[str, Any],
+        *,
+        again: bool,
+        at_once: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Send a command and return its reply; `again` says that it may be sent twice."""
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                while True:
+                    await self._connected.wait()
+                    if self._end is not None:
+                        raise self._end
+                    try:
+                        return await self._exchange(command, at_once)
+                    except ConnectionLost:
+                        if not again:
+                            raise
+                        # The reader may not have seen yet that the connection is gone; let it.
+                        await asyncio.sleep(0)
+        except TimeoutError:
+            raise RequestTimeout(f"no answer to {command['action']} within {self._timeout_s:g} s") from None
+
+    async def _exchange(
+        self, command: dict[str, Any], at_once: Callable[[dict[str, Any]], None] | None
+    ) -> dict[str, Any]:
+        connection = self._connection
+        if connection is None:
+            raise ConnectionLost(f"no connection to {self.url}")
+        ref = next(self._refs)
+        pending = self._pending[ref] = _Pending(at_once)
+        try:
+            await connection.send(wire.encode({**command, "ref": ref}))
+            return await pending.reply
+        except ConnectionClosed as error:
+            raise ConnectionLost(f"lost the connection to {self.url}: {error}") from error
+        finally:
+            del self._pending[ref]
+
+    async def _dial(self) -> ClientConnection:
+        return await connect(
+            self.url,
+            subprotocols=[Subprotocol(wire.SUBPROTOCOL)],
+            compression=None,
+            max_size=self._max_message_bytes,
+            open_timeout=self._timeout_s,
+        )
+
+    async def _run(self, connection: ClientConnection) -> None:
+        """Read from one connection after the other."""
+        while True:
+            self._connection = connection
+            self._connected.set()
+            for subscription in self._subscriptions.values():
+                self.subscribe_again(subscription)
+            try:
+                while True:
+                    self._take(wire.decode(await connection.recv(decode=False)))
+            except ConnectionClosed as closed:
+                self._disconnected(closed)
+            if self._end is not None:
+                return
+            connection = await self._redial()
+
+    async def _redial(self) -> ClientConnection:
+        for attempt in itertools.count():
+            await asyncio.sleep(self._backoff.delay_s(attempt))
+            try:
+                return await self._dial()
+            except _UNREACHABLE:
+                continue
+        raise AssertionError("the count never ends")
+
+    def _disconnected(self, closed: ConnectionClosed) -> None:
+        self._connection = None
+        for subscription in self._subscriptions.values():
+            subscription.interrupted()
+        code = closed.rcvd.code if closed.rcvd else None
+        if code in FINAL_CLOSE_CODES:
+            self._stop(ConnectionLost(f"the gateway closed the connection: {closed}", retryable=False))
+        if self._end is None:
+            self._connected.clear()
+            self._fail_pending(ConnectionLost(f"lost the connection to {self.url}: {closed}"))
+
+    def _fail_pending(self, error: HotindexError) -> None:
+        for pending in self._pending.values():
+            if not pending.reply.done():
+                pending.reply.set_exception(error)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind, ref = message["type"], message.get("ref")
+        if ref is not None:
+            pending = self._pending.get(ref)
+            if pending is not None and not pending.reply.done():
+                self._settle(pending, message)
+        elif kind in ("index_update", "reset"):
+            subscription = self._subscriptions.get(message["collection"])
+            if subscription is not None:
+                for update in wire.pushes(message):
+                    subscription.push(update)
+        elif kind == "connected":
+            self.greeting = message
+
+    def _settle(self, pending: _Pending, message: dict[str, Any]) -> None:
+        if message["type"] == "error":
+            pending.reply.set_exception(from_message(message))
+            return
+        if pending.at_once is not None:
+            pending.at_once(message)
+        pending.reply.set_result(message)
+
+    def _stop(self, error: HotindexError) -> None:
+        """End everything with `error`, once."""
+        if self._end is not None:
+            return
+        self._end = error
+        self._connected.set()
+        self._fail_pending(error)
+        for subscription in self._subscriptions.values():
+            subscription.fail(error)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
