@@ -1,0 +1,153 @@
+"""The command `hotindex`. What a subcommand needs is imported when it runs: the client's need nothing of the server's."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from hotindex.client import DEFAULT_URL
+from hotindex.errors import HotindexError
+from typer.exceptions import TyperException
+
+app = typer.Typer(
+    name="hotindex",
+    help="A WebSocket gateway around a live vector index.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Url = Annotated[str, typer.Option("--url", envvar="HOTINDEX_URL", help="The gateway's WebSocket address")]
+HttpUrl = Annotated[str, typer.Option("--http-url", help="The gateway's HTTP address")]
+
+
+def main() -> None:
+    """Run the command line; anything wrong is one line on standard error and an exit status that isn't 0."""
+    app.command(name="serve")(_with_settings(serve) if sys.argv[1:2] == ["serve"] else serve)
+    try:
+        status = app(standalone_mode=False)
+    except TyperException as error:
+        _fail(error.format_message(), 2)
+    except HotindexError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"hotindex: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def serve(**flags: Any) -> None:
+    """Run a gateway until SIGTERM or SIGINT."""
+    from gateway import app as gateway_app
+    from gateway import settings
+    from gateway.errors import StartupError
+
+    config = flags.pop("config")
+    try:
+        given = {name: value for name, value in flags.items() if value is not None}
+        gateway_app.serve(settings.load(given, config))
+    except StartupError as error:
+        _fail(str(error), 1)
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give `command` an option for every setting, so that flags can't differ from settings."""
+    from gateway.settings import Settings
+
+    def option(name: str, kind: Any, text: str, variable: str | None = None) -> inspect.Parameter:
+        annotation = Annotated[kind, typer.Option(f"--{name.replace('_', '-')}", help=text, envvar=variable)]
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+    options = [option("config", Path | None, "TOML file with settings", "HOTINDEX_CONFIG")]
+    for name, field in Settings.model_fields.items():
+        text = field.description or ""
+        default = field.get_default()
+        if default is not None:
+            text += f" [default: {default}]"
+        options.append(option(name, str | None, text))
+    command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    return command
+
+
+@app.command()
+def load(
+    file: Annotated[Path, typer.Argument(help="JSON lines: id, and vector, content or text fields such as name")],
+    collection: Annotated[str, typer.Option("--collection", "-c", help="Where to load to")],
+    url: Url = DEFAULT_URL,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Documents per command")] = 256,
+) -> None:
+    """Load documents from a file."""
+    from gateway.commands.load import run
+
+    run(url, collection, file, batch)
+
+
+@app.command()
+def tail(
+    collection: str,
+    url: Url = DEFAULT_URL,
+    since: Annotated[int | None, typer.Option(help="Start after this index_version; 0 is the whole collection")] = None,
+    where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
+) -> None:
+    """Show the updates of a collection as they come."""
+    from gateway.commands.tail import run
+
+    run(url, collection, since, where, as_json=as_json)
+
+
+@app.command()
+def search(
+    collection: str,
+    text: str,
+    url: Url = DEFAULT_URL,
+    k: Annotated[int, typer.Option("-k", help="How many")] = 10,
+    where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
+) -> None:
+    """Search a collection by text."""
+    from gateway.commands.search import run
+
+    run(url, collection, text, k, where, as_json=as_json)
+
+
+@app.command()
+def snapshot(collection: str, http_url: HttpUrl = "http://127.0.0.1:8080") -> None:
+    """Have the gateway write a snapshot of a collection now."""
+    from gateway.commands.snapshot import run
+
+    run(http_url, collection)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[float | None, typer.Option(help="End by itself after this time")] = None,
+    rate: Annotated[float, typer.Option(min=1, max=2000, help="Ratings replayed per second")] = 200,
+    ws_port: Annotated[int, typer.Option(help="WebSocket port; a free one if it is in use")] = 8765,
+    http_port: Annotated[int, typer.Option(help="HTTP port; a free one if it is in use")] = 8080,
+) -> None:
+    """Load 31,245 movies, replay real ratings as events, and watch room and search follow."""
+    from gateway.demo.run import run
+
+    run(seconds, rate, ws_port, http_port)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def bench(context: typer.Context) -> None:
+    """Run a benchmark (from a checkout of the repository): bench latency, …"""
+    try:
+        from bench.__main__ import main as run
+    except ModuleNotFoundError:
+        raise typer.BadParameter("benchmarks run from a checkout of the repository, after 'make install'") from None
+    raise typer.Exit(run(context.args))

@@ -1,0 +1,32 @@
+"""What the client subcommands share."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any
+
+import typer
+
+
+def filter_from(text: str | None) -> dict[str, Any] | None:
+    """Parse a filter given on the command line."""
+    if text is None:
+        return None
+    try:
+        parsed = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"--filter is {text!r}, which is no JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise typer.BadParameter(f"--filter is {text!r}; it must be a JSON object")
+    return parsed
+
+
+def complete(work: Coroutine[Any, Any, None]) -> None:
+    """Run a subcommand to its end, or until Ctrl-C."""
+    asyncio.run(work)
+
+
+def line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)

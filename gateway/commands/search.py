@@ -1,0 +1,35 @@
+"""`hotindex search`."""
+
+from __future__ import annotations
+
+from hotindex import Client
+from hotindex.types import Hit
+from rich.console import Console
+from rich.table import Table
+
+from gateway.commands.common import complete, filter_from, line
+
+
+def run(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
+    complete(_search(url, collection, text, k, where, as_json=as_json))
+
+
+async def _search(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
+    async with Client(url) as client:
+        results = await client.search(collection, text=text, k=k, filter=filter_from(where))
+    if as_json:
+        for hit in results.hits:
+            print(line({"id": hit.id, "score": hit.score, "version": hit.version, "metadata": hit.metadata}))
+    else:
+        Console().print(table(results.hits, f"{collection} at index_version {results.index_version}"))
+
+
+def table(hits: tuple[Hit, ...], title: str) -> Table:
+    """Return search results as a table for people."""
+    shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    shown.add_column("score", justify="right")
+    shown.add_column("id")
+    shown.add_column("metadata", overflow="ellipsis", no_wrap=True)
+    for hit in hits:
+        shown.add_row(f"{hit.score:.3f}", hit.id, line(hit.metadata))
+    return shown

@@ -1,0 +1,119 @@
+"""The client's subcommands against a running gateway."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.process import GatewayProcess
+
+MOVIES = [
+    {"id": "1", "name": "A boat on the ocean", "year": 1990},
+    {"id": "2", "name": "A spaceship near Mars", "year": 2001},
+    {"id": "3", "content": "Cooking pasta", "metadata": {"year": 2010}},
+]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with GatewayProcess(tmp_path_factory.mktemp("commands") / "data", ["--log-level", "error"]) as running:
+        yield running
+
+
+def hotindex(gateway: GatewayProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hotindex", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env={**os.environ, "HOTINDEX_URL": gateway.ws, "COLUMNS": "200"},
+        check=False,
+    )
+
+
+def write(path: Path, *lines: str) -> Path:
+    with gzip.open(path, "wt") if path.suffix == ".gz" else path.open("w") as file:
+        file.write("\n".join(lines))
+    return path
+
+
+@pytest.mark.parametrize("name", ["movies.jsonl", "movies.jsonl.gz"])
+def test_load_and_search(gateway: GatewayProcess, tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / name, *map(json.dumps, MOVIES), "")
+    loaded = hotindex(gateway, "load", str(file), "-c", "films", "--batch", "2")
+    assert (loaded.returncode, loaded.stdout.splitlines()[-1]) == (0, "3 documents loaded into films")
+    found = hotindex(gateway, "search", "films", "sailing the sea", "-k", "2")
+    assert found.returncode == 0
+    assert "A boat on the ocean" in found.stdout.splitlines()[2]
+    found = hotindex(gateway, "search", "films", "sailing the sea", "--json", "--filter", '{"year": {"$gt": 1995}}')
+    hits = [json.loads(line) for line in found.stdout.splitlines()]
+    assert {hit["id"] for hit in hits} == {"2", "3"}
+    assert all(isinstance(hit["score"], float) for hit in hits)
+
+
+def test_tail_shows_updates_as_they_come(gateway: GatewayProcess, tmp_path: Path) -> None:
+    hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]))), "-c", "tailed")
+    command = [sys.executable, "-m", "hotindex", "tail", "tailed", "--since", "0", "--json", "--url", gateway.ws]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        assert json.loads(tail.stdout.readline())["event_type"] == "reset"
+        first = json.loads(tail.stdout.readline())
+        assert (first["document_id"], first["metadata"]["year"]) == ("1", 1990)
+        hotindex(gateway, "load", str(write(tmp_path / "b.jsonl", json.dumps(MOVIES[1]))), "-c", "tailed")
+        assert json.loads(tail.stdout.readline())["document_id"] == "2"
+        tail.send_signal(signal.SIGINT)
+        assert tail.wait(10) == 130
+    with subprocess.Popen(command[:-3] + command[-2:], stdout=subprocess.PIPE, text=True) as tail:
+        assert tail.stdout is not None
+        assert "reset" in tail.stdout.readline()
+        assert "insert" in (line := tail.stdout.readline())
+        assert "A boat on the ocean" in line
+        tail.terminate()
+
+
+def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
+    hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]))), "-c", "kept")
+    done = hotindex(gateway, "snapshot", "kept", "--http-url", gateway.http)
+    assert (done.returncode, done.stdout) == (0, "snapshot of kept at index_version 1 written\n")
+    missing = hotindex(gateway, "snapshot", "nowhere", "--http-url", gateway.http)
+    assert (missing.returncode, missing.stderr) == (1, "hotindex: not_found: no collection 'nowhere'\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (["search", "nowhere", "text"], 1, "not_found: no collection 'nowhere'"),
+        (["search", "films", "text", "--filter", "{"], 2, "no JSON"),
+        (["search", "films", "text", "--filter", "[]"], 2, "must be a JSON object"),
+        (["search", "films", "text", "-k", "0"], 1, "k is 0"),
+        (["search", "films", "text", "--url", "ws://127.0.0.1:1"], 1, "can't connect"),
+        (["load", "/nowhere.jsonl", "-c", "x"], 2, "/nowhere.jsonl"),
+        (["fly"], 2, "fly"),
+    ],
+)
+def test_errors_are_one_line(gateway: GatewayProcess, arguments: list[str], status: int, words: str) -> None:
+    if "-k" in arguments:
+        hotindex(gateway, "search", "films", "text")
+    run = hotindex(gateway, *arguments)
+    (line,) = run.stderr.splitlines()
+    assert (run.returncode, line.startswith("hotindex: ")) == (status, True)
+    assert words in line
+
+
+@pytest.mark.parametrize(
+    ("line", "words"), [("{broken", "a.jsonl:2"), ('{"name":"x"}', "string id"), ("[]", "string id")]
+)
+def test_a_bad_line_is_named(gateway: GatewayProcess, tmp_path: Path, line: str, words: str) -> None:
+    file = write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]), line)
+    run = hotindex(gateway, "load", str(file), "-c", "never")
+    assert run.returncode == 2
+    assert words in run.stderr
+    assert "a.jsonl:2" in run.stderr

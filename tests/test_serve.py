@@ -1,0 +1,150 @@
+"""`hotindex serve` as a process: its settings, its one line, and what it says when it can't start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gateway.commands.process import GatewayProcess
+
+SERVE = [sys.executable, "-m", "gateway", "serve"]
+
+
+def serve(*flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a gateway that can't start."""
+    return subprocess.run(
+        [*SERVE, *flags], capture_output=True, text=True, timeout=30, env={**os.environ, **environment}, check=False
+    )
+
+
+def refused(run: subprocess.CompletedProcess[str]) -> str:
+    """Return the one line it ended with."""
+    assert run.returncode != 0
+    assert run.stdout == ""
+    (line,) = run.stderr.splitlines()
+    assert line.startswith("hotindex: ")
+    return line
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        yield taken.getsockname()[1]
+
+
+def test_it_says_when_it_is_ready_and_ends_with_zero(tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with GatewayProcess(tmp_path / "data") as gateway:
+            assert gateway.ws.startswith("ws://127.0.0.1:")
+            with urllib.request.urlopen(f"{gateway.http}/readyz") as response:
+                assert response.status == 200
+            gateway.process.send_signal(number)
+            assert gateway.process.wait(20) == 0
+            assert gateway.process.stdout is not None
+            assert gateway.process.stdout.read() == b"", "one line on standard output"
+
+
+def test_logs_are_json_on_standard_error(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log, GatewayProcess(tmp_path / "data", log=log) as gateway:
+        gateway.stop()
+    events = [json.loads(line)["event"] for line in (tmp_path / "log").read_text().splitlines()]
+    assert events == ["serving", "stopping", "stopped"]
+
+
+def test_settings_by_flag_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tmp_path / "hotindex.toml"
+    config.write_text('node = "file"\nping_interval_s = 7.5\ndefault_collection = "file"\n')
+    monkeypatch.setenv("HOTINDEX_NODE", "environment")
+    monkeypatch.setenv("HOTINDEX_DEFAULT_COLLECTION", "environment")
+    with GatewayProcess(tmp_path / "data", ["--config", str(config), "--default-collection", "flag"]) as gateway:
+        import websockets.sync.client
+
+        with websockets.sync.client.connect(gateway.ws) as connection:
+            greeting = json.loads(connection.recv())
+            assert (greeting["node"], greeting["ping_interval_s"]) == ("environment", 7.5)
+            connection.send(json.dumps({"action": "upsert", "id": "a", "vector": [1, 0]}))
+            assert json.loads(connection.recv())["collection"] == "flag"
+
+
+def test_help_names_every_setting() -> None:
+    run = subprocess.run([*SERVE, "--help"], capture_output=True, text=True, check=True)
+    for flag in (
+        "--host",
+        "--ws-port",
+        "--http-port",
+        "--data-dir",
+        "--config",
+        "--snapshot-interval-s",
+        "--hot-limit",
+    ):
+        assert flag in run.stdout
+
+
+def test_a_port_in_use(tmp_path: Path, taken_port: int) -> None:
+    data = str(tmp_path / "data")
+    line = refused(serve("--data-dir", data, "--ws-port", str(taken_port), "--http-port", "0"))
+    assert line == f"hotindex: port {taken_port} on 127.0.0.1 is in use"
+    line = refused(serve("--data-dir", data, "--ws-port", "0", "--http-port", str(taken_port)))
+    assert line == f"hotindex: port {taken_port} on 127.0.0.1 is in use"
+
+
+def test_a_data_directory_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    line = refused(serve("--data-dir", str(tmp_path / "file" / "data")))
+    assert "can't be written" in line
+    assert str(tmp_path / "file" / "data") in line
+
+
+def test_a_data_directory_in_use(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path / "data", ["--log-level", "error"]):
+        line = refused(serve("--data-dir", str(tmp_path / "data"), "--ws-port", "0", "--http-port", "0"))
+    assert "in use by another hotindex process" in line
+
+
+def test_a_broken_collection(tmp_path: Path) -> None:
+    with GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway:
+        request = urllib.request.Request(f"{gateway.http}/v1/collections/m", data=b'{"dimension":2}', method="PUT")
+        urllib.request.urlopen(request).close()
+    (tmp_path / "data/collections/m/store.db").write_bytes(b"garbage" * 100)
+    shutil.rmtree(tmp_path / "data/collections/m/store.db-wal", ignore_errors=True)
+    line = refused(serve("--data-dir", str(tmp_path / "data"), "--ws-port", "0", "--http-port", "0"))
+    assert "collection 'm' can't be opened" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "words"),
+    [
+        (["--colour", "red"], {}, "--colour"),
+        (["--ws-port", "many"], {}, "ws_port is 'many'"),
+        (["--ws-port", "70000"], {}, "ws_port is '70000'"),
+        (["--default-collection", "../x"], {}, "default_collection"),
+        (["--log-level", "loud"], {}, "log_level is 'loud'"),
+        ([], {"HOTINDEX_COLOUR": "red"}, "HOTINDEX_COLOUR"),
+        ([], {"HOTINDEX_HTTP_PORT": "x"}, "http_port is 'x'"),
+        (["--config", "/nowhere.toml"], {}, "/nowhere.toml"),
+        (["surplus"], {}, "surplus"),
+    ],
+)
+def test_a_setting_that_is_wrong(tmp_path: Path, flags: list[str], environment: dict[str, str], words: str) -> None:
+    assert words in refused(serve("--data-dir", str(tmp_path / "data"), *flags, **environment))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("colour = 1", "unknown setting 'colour'"), ("ws_port = 'x'", "ws_port is 'x'"), ("= broken", "no TOML")],
+)
+def test_a_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    assert words in refused(serve("--config", str(tmp_path / "c.toml")))
