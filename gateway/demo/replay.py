@@ -1,0 +1,179 @@
+"""The demo's producer and observer: real ratings as hot events, and how soon room and search know of each."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from hotindex import Ack, Client, Document, Results, Update
+
+from gateway.demo import data
+from gateway.embed.text import build_text
+
+COLLECTION = "movies"
+
+_CATALOGUE_EVERY = 20
+"""Among the ratings, every so many events the catalogue changes: a movie is added, renamed, or an added one removed.
+
+An added or renamed movie has a new vector; it is looked for by a search right after its acknowledgement.
+"""
+
+_DRAIN_S = 15.0
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened so far. Times in seconds, per event, from its sending on."""
+
+    sent: int = 0
+    acked: int = 0
+    received: int = 0
+    probed: int = 0
+    found: int = 0
+    in_room_s: list[float] = field(default_factory=list)
+    in_search_s: list[float] = field(default_factory=list)
+    latest: deque[Update] = field(default_factory=lambda: deque(maxlen=6))
+    query: str = data.QUERIES[0]
+    answer: Results | None = None
+
+
+@dataclass(slots=True)
+class Film:
+    """What the producer knows of a movie."""
+
+    name: str
+    fields: dict[str, object]
+    votes: int = 0
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event to send. `text` is what a search has to find the document by, where it got a new vector."""
+
+    send: Document | Mapping[str, object] | None
+    document_id: str
+    text: str | None = None
+
+
+class Replay:
+    """Sends `rate` events a second on one connection, listens on a second one, and searches on a third."""
+
+    def __init__(self, movies: Sequence[Document], rate: float) -> None:
+        self.tally = Tally()
+        self._films = {
+            document.id: Film(str(fields["name"]), fields)
+            for document in movies
+            if (fields := dict(document.metadata or {}))
+        }
+        self._rate = rate
+        self._sent_at: dict[tuple[str, int], float] = {}
+        self._arrived_at: dict[tuple[str, int], float] = {}
+        self._complete = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self, url: str, seconds: float | None) -> None:
+        """Replay for `seconds` (None: until cancelled), then wait until the room has had everything."""
+        async with (
+            Client(url) as producer,
+            Client(url) as searcher,
+            Client(url) as listener,
+            listener.subscribe(COLLECTION) as room,
+        ):
+            observers = [asyncio.create_task(self._listen(room)), asyncio.create_task(self._ask(searcher))]
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._produce(producer, searcher)
+            except TimeoutError:
+                pass
+            finally:
+                await self._drain()
+                for observer in observers:
+                    observer.cancel()
+                await asyncio.gather(*observers, return_exceptions=True)
+
+    async def _drain(self) -> None:
+        await asyncio.gather(*self._tasks)
+        self._settle()
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                await self._complete.wait()
+        except TimeoutError:
+            return  # the summary tells what is missing
+
+    async def _produce(self, producer: Client, searcher: Client) -> None:
+        started = time.perf_counter()
+        for number, step in enumerate(self._steps()):
+            await asyncio.sleep(max(0.0, started + number / self._rate - time.perf_counter()))
+            self.tally.sent += 1
+            self._complete.clear()
+            task = asyncio.create_task(self._send(producer, searcher, step))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _steps(self) -> Iterator[Step]:
+        added: deque[str] = deque()
+        for number, (movie, rating) in enumerate(itertools.cycle(data.ratings()), 1):
+            film = self._films[movie]
+            name = f"{film.name} - {number}"
+            match number % _CATALOGUE_EVERY, (number // _CATALOGUE_EVERY) % 3:
+                case 0, 1:
+                    sequel = {**film.fields, "name": name}
+                    added.append(f"sequel:{number}")
+                    yield Step(Document(added[-1], metadata=sequel), added[-1], build_text(sequel))
+                case 0, 2:
+                    film.fields["name"] = name
+                    yield Step({"name": name}, movie, build_text(film.fields))
+                case 0, 0:
+                    yield Step(None, added.popleft())
+                case _:
+                    film.votes += 1
+                    film.total += rating
+                    yield Step({"votes": film.votes, "mean_rating": round(film.total / film.votes, 2)}, movie)
+
+    async def _send(self, producer: Client, searcher: Client, step: Step) -> None:
+        sent_at = time.perf_counter()
+        ack: Ack
+        match step.send:
+            case Document():
+                ack = await producer.upsert(COLLECTION, [step.send])
+            case None:
+                ack = await producer.delete(COLLECTION, step.document_id)
+            case changes:
+                ack = await producer.patch(COLLECTION, step.document_id, changes)
+        (result,) = ack.results
+        self.tally.acked += 1
+        self._sent_at[result.id, result.version] = sent_at
+        self._settle()
+        if step.text is not None:
+            self.tally.probed += 1
+            answer = await searcher.search(COLLECTION, text=step.text, k=20)
+            if any(hit.id == result.id and hit.version >= result.version for hit in answer.hits):
+                self.tally.found += 1
+                self.tally.in_search_s.append(time.perf_counter() - sent_at)
+
+    async def _listen(self, room: AsyncIterator[object]) -> None:
+        async for update in room:
+            if isinstance(update, Update) and update.document_id is not None and update.version is not None:
+                self._arrived_at[update.document_id, update.version] = time.perf_counter()
+                self.tally.received += 1
+                self.tally.latest.append(update)
+                self._settle()
+
+    def _settle(self) -> None:
+        """Match arrivals with what was sent: an update may come before its writer's acknowledgement."""
+        for key in self._sent_at.keys() & self._arrived_at.keys():
+            self.tally.in_room_s.append(self._arrived_at.pop(key) - self._sent_at.pop(key))
+        if not self._sent_at and self.tally.acked == self.tally.sent:
+            self._complete.set()
+
+    async def _ask(self, searcher: Client) -> None:
+        for query in itertools.cycle(data.QUERIES):
+            for _ in range(5):
+                self.tally.query = query
+                self.tally.answer = await searcher.search(COLLECTION, text=query, k=5)
+                await asyncio.sleep(1)
