@@ -38,7 +38,7 @@ from gateway.errors import StorageUnavailable
 FORMAT = 1
 _APPLICATION_ID = 0x686F7469
 _MARKS = 64
-_COMMIT_BYTES = 8 << 10
+_COMMIT_BYTES = 16 << 10
 _DOCUMENT_BYTES = 2 << 10
 _LOG_LIMIT_PAGES = (256 << 20) // 4096
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -17,12 +18,18 @@ from gateway.faults import internal
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-_CHUNKS_AT_ONCE = 8
+_GENTLE_ROWS = 8
+_GENTLE_PAUSE_S = 0.004
+_HURRY_ROWS = 128
 
 
 @dataclass(frozen=True, slots=True)
 class HotLimits:
-    """Rows beyond `target` are moved to the graph; with `limit` rows, commits wait for the mover."""
+    """Rows beyond `target` are moved to the graph; with `limit` rows, commits wait for the mover.
+
+    Up to twice the target they are moved a few at a time, with pauses: an insertion is a core's work, and where cores are
+    few it is the events that would wait for it. Beyond that, at full speed.
+    """
 
     target: int = 1024
     limit: int = 32_768
@@ -89,9 +96,12 @@ class Upkeep:
 
     async def _catch_up(self) -> None:
         while self._collection.hot_rows > self._hot.target and not self._stopping:
+            hurry = self._collection.hot_rows > 2 * self._hot.target
             async with self._one_at_a_time:
-                await self._in_thread(lambda: self._collection.move(_CHUNKS_AT_ONCE))
+                await self._in_thread(partial(self._collection.move, _HURRY_ROWS if hurry else _GENTLE_ROWS))
             self._moved.set()
+            if not hurry:
+                await asyncio.sleep(_GENTLE_PAUSE_S)
         if self._collection.needs_tidying:
             async with self._one_at_a_time:
                 await self._in_thread(self._collection.tidy)

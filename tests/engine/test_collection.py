@@ -101,9 +101,9 @@ class CollectionAgreesWithADict(RuleBasedStateMachine):
         assert isinstance(outcome, Done)
         assert outcome.index_version == self.index_version
 
-    @rule(chunks=st.integers(1, 2))
-    def move(self, chunks: int) -> None:
-        self.collection.move(chunks)
+    @rule(rows=st.integers(1, 20))
+    def move(self, rows: int) -> None:
+        self.collection.move(rows)
 
     @rule()
     def snapshot(self) -> None:
@@ -170,7 +170,7 @@ def test_every_acknowledged_write_is_in_the_very_next_search_under_load(tmp_path
 
     def move() -> None:
         while not stop.wait(0.001):
-            collection.move(4)
+            collection.move(64)
 
     mover = threading.Thread(target=move)
     mover.start()
@@ -196,7 +196,7 @@ def test_a_search_beside_a_writer_shows_documents_as_of_one_version(tmp_path: Pa
         while not stop.is_set():
             turn += 1
             commit(collection, *(put(f"d{i}", i, turn, 0, 0, metadata={"at": [i, float(turn)]}) for i in range(20)))
-            collection.move()
+            collection.move(16)
 
     writer = threading.Thread(target=rewrite)
     writer.start()

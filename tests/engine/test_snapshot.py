@@ -109,12 +109,12 @@ def test_recovery_needs_no_snapshot_of_a_certain_age(tmp_path: Path, age: str) -
     collection = make(directory)
     for i in range(40):
         commit(collection, put(f"d{i}", i, 0, 0, 0))
-    collection.move(2)
+    collection.move(32)
     if age == "old":
         collection.write_snapshot()
     for i in range(40):
         commit(collection, put(f"d{i}", i, 1, 0, 0))
-    collection.move(10)
+    collection.move(160)
     if age == "fresh":
         collection.write_snapshot()
     commit(collection, put("d3", 99, 0, 0, 0))
