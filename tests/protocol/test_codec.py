@@ -107,10 +107,10 @@ def test_the_ref_comes_back_even_where_the_rest_is_wrong() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_are_answered_by_anything_but_a_rejection(data: bytes) -> None:
+def test_any_bytes_are_a_command_or_rejected(data: bytes) -> None:
     for codec in (JSON, MSGPACK):
-        with pytest.raises(Rejected):
-            codec.command(data)
+        with contextlib.suppress(Rejected):
+            assert isinstance(codec.command(data), messages.Command)
 
 
 WIRE_VALUES = st.recursive(
