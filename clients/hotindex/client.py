@@ -100,8 +100,6 @@ class Client:
             self._runner.cancel()
             await asyncio.gather(self._runner, *self._tasks, return_exceptions=True)
 
-    # Writes
-
     async def upsert(
         self,
         collection: str,
@@ -159,8 +157,6 @@ class Client:
         command = {"action": "delete", "collection": collection, "ids": list(ids)}
         return wire.ack(await self._request(command, again=False))
 
-    # Reads
-
     async def get(self, collection: str, id: str, *, include: Sequence[Include] = ()) -> StoredDocument:  # noqa: A002
         """Return a document. Raises NotFound."""
         command = {"action": "get", "collection": collection, "id": id, "include": list(include) or None}
@@ -197,8 +193,6 @@ class Client:
     async def ping(self) -> None:
         """Return once the gateway has answered."""
         await self._request({"action": "ping"}, again=True)
-
-    # Rooms
 
     def subscribe(
         self,
@@ -261,8 +255,6 @@ class Client:
             await self._exchange({"action": "unsubscribe", "collection": subscription.collection}, None)
         except HotindexError:
             return  # without a connection there is nothing to leave
-
-    # The connection
 
     async def _request(
         self,

@@ -130,8 +130,6 @@ class Node:
     def states(self) -> Iterator[CollectionState]:
         return (hosted.state() for hosted in self._hosted.values())
 
-    # Collections
-
     def hosted(self, name: str | None) -> Hosted:
         """Return a collection (None: the default one). Raises InvalidArgument and NotFound."""
         name = self.resolve(name)
@@ -204,8 +202,6 @@ class Node:
         self._hosted[hosted.name] = hosted
         return hosted
 
-    # Writes
-
     async def submit(self, command: messages.Write, size_bytes: int) -> Ticket:
         """Check a write and queue it; waits where the queue is full. Raises what is wrong with the command itself.
 
@@ -239,8 +235,6 @@ class Node:
                 )
         async with self._lifecycle:
             return self._hosted.get(name) or await self._create(spec)
-
-    # Reads
 
     async def get(self, command: messages.Get) -> tuple[str, Document, bytes | None]:
         """Return the collection's name, a document, and its vector if asked for. Raises NotFound."""
