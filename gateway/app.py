@@ -23,7 +23,7 @@ from gateway.ingest.commit import Bounds
 from gateway.metrics import Metrics
 from gateway.node.datadir import locked
 from gateway.node.node import Node, Options
-from gateway.node.upkeep import HotLimits
+from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks
 from gateway.protocol.session import Limits
 from gateway.server.http import HttpServer
@@ -82,7 +82,7 @@ def _options(settings: Settings, default_model: str) -> Options:
         node=settings.node,
         default_collection=settings.default_collection,
         default_model=default_model,
-        snapshot_interval_s=settings.snapshot_interval_s,
+        timing=Timing(settings.snapshot_interval_s, settings.tombstone_retention_s),
         idempotency_window_s=settings.idempotency_window_s,
         read_wait_s=settings.read_wait_s,
         cores=os.cpu_count() or 1,

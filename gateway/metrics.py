@@ -24,6 +24,7 @@ class CollectionState:
     hot_rows: int
     graph_live: int
     graph_dead: int
+    rebuilding: int
     queued_documents: int
     queued_bytes: int
     subscribers: int
@@ -41,6 +42,12 @@ class Metrics:
         )
         self.changes = Counter(
             "hotindex_changes_total", "Committed changes of documents", ["collection"], registry=self.registry
+        )
+        self.hot_waits = Counter(
+            "hotindex_hot_wait_seconds_total",
+            "Time that commits waited because the hot buffer was full",
+            ["collection"],
+            registry=self.registry,
         )
         self.commit_seconds = Histogram(
             "hotindex_commit_seconds",
@@ -76,6 +83,7 @@ _GAUGES = {
     "hot_rows": "Vectors in the hot buffer, replaced ones included",
     "graph_live": "Live vectors in the graph",
     "graph_dead": "Dead vectors in the graph",
+    "rebuilding": "1 while the graph is made anew",
     "queued_documents": "Documents submitted and not yet committed",
     "queued_bytes": "Bytes submitted and not yet committed",
     "subscribers": "Subscribers of the room",

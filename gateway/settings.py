@@ -34,6 +34,9 @@ class Settings(BaseSettings):
     default_collection: str = Field("default", description="The collection of commands that name none")
     snapshot_interval_s: float = Field(300.0, gt=0, description="Time between snapshots of a changing graph")
     idempotency_window_s: float = Field(300.0, ge=0, description="How long event_ids are remembered")
+    tombstone_retention_s: float = Field(
+        604_800.0, ge=0, description="How long deletions are remembered, so that who was away learns of them"
+    )
     ping_interval_s: float = Field(25.0, gt=0, description="Time between keep-alive pings")
     read_wait_s: float = Field(5.0, ge=0, description="How long a search waits for its min_index_version")
     max_message_bytes: int = Field(16 << 20, ge=1024, description="Largest message or HTTP body")

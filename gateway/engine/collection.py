@@ -11,21 +11,26 @@ import os
 import shutil
 import threading
 import uuid
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from queue import Empty, LifoQueue
 
 import numpy as np
 
-from gateway.engine import snapshot, store, vectors
+from gateway.engine import database, snapshot, vectors
+from gateway.engine.allowed import AllowedCache
 from gateway.engine.filter import Filter
 from gateway.engine.graph import Graph
-from gateway.engine.index import Index
+from gateway.engine.index import Found, Index
 from gateway.engine.merge import BuildText, Stored
-from gateway.engine.plan import Plan, Planner, WriteOutcome
-from gateway.engine.store import Reader, Store
+from gateway.engine.plan import Planner, WriteOutcome
+from gateway.engine.reader import Reader
+from gateway.engine.rebuild import Rebuild
+from gateway.engine.store import Store
 from gateway.engine.types import (
     Answer,
     Applied,
@@ -39,26 +44,46 @@ from gateway.engine.types import (
     Vector,
     Write,
 )
+from gateway.errors import StorageUnavailable
 
+STORE_FILE = "store.db"
 HOT_AT_START = 4096
 """With more vectors missing from the graph at start, they are inserted before serving, by all cores."""
+DEAD_SHARE = 0.25
+"""A graph with a larger share of dead vectors is made anew."""
 
+_REBUILD_AT_LEAST = 1024
+_SNAPSHOT_AT_LEAST = 2048
 _LOAD_BLOCK = 4096
 _CHUNK = 16
+_LARGE_CHUNK = 256
+_UNDISTURBED_S = 0.1
 _CHECKPOINT_BYTES = 16 << 20
+_SWEEP = 256
+_SWEEPS = 8
+_GARBAGE_LIMIT = 65_536
+_PURGE = 256
+_VACUUM_PAGES = 256
+_TRIES = 4
+_SCAN_ROW_US = 4.0
+_GRAPH_NEIGHBOUR_US = 6.0
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to search for: a checked vector of the collection's dimension, not yet made comparable."""
+    """What to search for: checked vectors[n, d] of the collection's dimension, not yet made comparable."""
 
-    vector: Vector
+    vectors: Vector
     k: int
     where: Filter | None = None
     exact: bool = False
     exclude: str | None = None
     """The id of a document to leave out."""
     include_vector: bool = False
+    ef: int | None = None
+    """How widely to search the graph; None is the collection's `ef_search`."""
+    several: bool = False
+    """Whether a list of vectors was asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +95,9 @@ class Committed:
 
 
 class Collection:
-    """All methods block. `commit` belongs to one thread at a time (the writer's), `move`, `write_snapshot` and `tidy` to
-    another (upkeep's); the rest may be called from any thread. Those that touch the disk raise StorageUnavailable.
+    """All methods block. `commit` belongs to one thread at a time (the writer's), `move`, `finish_rebuild`,
+    `write_snapshot` and `tidy` to another (upkeep's), `rebuild` to a third; the rest may be called from any thread. Those
+    that touch the disk raise StorageUnavailable.
     """
 
     def __init__(
@@ -85,12 +111,14 @@ class Collection:
         self._build_text = build_text
         self._now = now
         self._window_us = int(idempotency_window_s * 1e6)
-        self._store = Store(directory / "store.db")
+        self._store = Store(directory / STORE_FILE)
         self._applying = threading.Lock()
         self._readers: LifoQueue[Reader] = LifoQueue()
+        self._allowed = AllowedCache()
         self.spec = self._store.spec
         self.epoch = self._store.epoch
         self._snapshot_version = -1
+        self._wasteful = False
         self._index = self._recover()
 
     @classmethod
@@ -100,11 +128,13 @@ class Collection:
         """Make an empty collection with a new epoch. A crash leaves either all of it or nothing."""
         temporary = directory.with_name(f".{directory.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
-        with store.storage_errors(f"create collection {spec.name!r}"):
+        try:
             temporary.mkdir(parents=True)
-            store.create(temporary / "store.db", spec, uuid.uuid4().hex)
+            database.create(temporary / STORE_FILE, spec, uuid.uuid4().hex)
             os.rename(temporary, directory)
             snapshot.sync_directory(directory.parent)
+        except OSError as error:
+            raise StorageUnavailable(f"can't create collection {spec.name!r}: {error}") from error
         return cls(directory, build_text, now, idempotency_window_s)
 
     def _recover(self) -> Index:
@@ -123,13 +153,11 @@ class Collection:
                 cold, missing = np.split(missing, [len(missing) - HOT_AT_START // 2])
                 for start in range(0, len(cold), _LOAD_BLOCK):
                     block = cold[start : start + _LOAD_BLOCK]
-                    graph.insert(self._comparable(reader, block), block, threads=os.cpu_count() or 1)
+                    graph.insert(self._comparable(reader, block), block, threads=_CORES)
             return Index(self.spec, graph, missing, self._comparable(reader, missing), self._store.index_version)
 
     def _comparable(self, reader: Reader, labels: Labels) -> Vector:
-        blobs = reader.vectors(labels.tolist())
-        raw = b"".join(blobs[label] for label in labels.tolist())
-        return vectors.comparable(np.frombuffer(raw, np.float32).reshape(-1, self.spec.dimension), self.spec.metric)
+        return vectors.comparable(reader.rows(labels), self.spec.metric)
 
     def close(self) -> None:
         """Close the files. Nothing else may be running or called later."""
@@ -154,7 +182,7 @@ class Collection:
 
     @property
     def graph_size(self) -> tuple[int, int]:
-        """Return the graph's live and dead vectors."""
+        """Return the graph's live and dead vectors; those that died since the mover last ran count as live."""
         graph = self._index.graph
         return graph.live, graph.dead
 
@@ -175,9 +203,12 @@ class Collection:
         If the transaction fails, nothing of any of them is there. `with_vectors` asks for the vectors of all changed
         documents, not only of those whose vector changed.
         """
+        with self._applying:
+            return self._commit(writes, with_vectors)
+
+    def _commit(self, writes: Sequence[Write], with_vectors: bool) -> Committed:
         at = self._now()
-        ids, comparing = _named(writes)
-        stored = self._store.load(ids, frozenset(ids) if with_vectors else comparing)
+        stored = self._load(writes, with_vectors)
         event_ids = [write.event_id for write in writes if write.event_id is not None]
         window_start = at - self._window_us
         recorded = self._store.recorded(event_ids, window_start) if event_ids else {}
@@ -193,27 +224,33 @@ class Collection:
         for write in writes:
             planner.add(write)
         plan = planner.plan
-        with self._applying:
-            self._store.commit(plan, at, window_start)
-            if plan.events:
-                self._publish(plan, stored)
+        turnover = plan.turnover(stored)
+        self._store.commit(plan, turnover, stored, at, window_start)
+        if plan.events:
+            self._index.apply(turnover, plan.index_version)
         applied = Applied(plan.first_index_version, plan.index_version, tuple(plan.events)) if plan.events else None
         return Committed(plan.outcomes, applied)
 
-    def _publish(self, plan: Plan, stored: dict[str, Stored]) -> None:
-        born: list[tuple[int, bytes]] = []
-        died: list[int] = []
-        for document_id, now in plan.documents.items():
-            before = stored[document_id].document.vector_version if document_id in stored else None
-            label = now.document.vector_version
-            if label == before:
-                continue
-            if before is not None:
-                died.append(before)
+    def _load(self, writes: Sequence[Write], with_vectors: bool) -> dict[str, Stored]:
+        """Return what the documents that `writes` name are now; with those vectors that a new one may be equal to."""
+        operations = [operation for write in writes for operation in write.operations]
+        stored = self._store.load(list(dict.fromkeys(operation.id for operation in operations)))
+        if with_vectors:
+            wanted = {i: one.document.vector_version for i, one in stored.items()}
+        else:
+            wanted = {
+                o.id: stored[o.id].document.vector_version
+                for o in operations
+                if isinstance(o, Put)
+                and o.vector is not None
+                and o.id in stored
+                and stored[o.id].vector_crc == zlib.crc32(o.vector.data)
+            }
+        blobs = self._store.vectors([label for label in wanted.values() if label is not None])
+        for document_id, label in wanted.items():
             if label is not None:
-                assert now.vector is not None, "a new label has a vector"
-                born.append((label, now.vector))
-        self._index.apply(sorted(born), died, plan.index_version)
+                stored[document_id] = replace(stored[document_id], vector=blobs[label])
+        return stored
 
     def get(self, document_id: str, *, include_vector: bool = False) -> tuple[Document, bytes | None] | None:
         """Return a document and, if asked for, its vector; None where there is none."""
@@ -226,42 +263,78 @@ class Collection:
             return document, reader.vectors([label])[label] if include_vector else None
 
     def search(self, query: Query) -> Answer:
-        """Return the k nearest documents as of one index_version, each as it is stored at that version."""
-        comparable = vectors.comparable(query.vector, self.spec.metric)
-        if query.where is not None or query.exact:
-            return self._scan(query, comparable)
-        answer = self._search_index(query, comparable)
-        if answer is None:
-            # A commit came between the index and the store; with the writer held off, none can.
+        """Return the k nearest documents to each vector, all as they are stored as of one index_version."""
+        comparable = vectors.comparable(query.vectors, self.spec.metric)
+        attempt = self._search_index if query.where is None else self._search_filtered
+        with self._reader() as reader:
+            if query.exact:
+                return self._search_exactly(reader, query, comparable)
+            for _ in range(_TRIES):
+                answer = attempt(reader, query, comparable)
+                if answer is not None:
+                    return answer
+            # Each time a commit came between the index and the store; with the writer held off, none can.
             with self._applying:
-                answer = self._search_index(query, comparable)
+                answer = attempt(reader, query, comparable)
             assert answer is not None, "store and index agree while nothing is committed"
-        return answer
+            return answer
 
-    def _search_index(self, query: Query, comparable: Vector) -> Answer | None:
-        found = self._index.search(comparable, query.k + (query.exclude is not None), self.spec.ef_search)
-        labels = found.labels.tolist()
-        with self._reader() as reader, reader.snapshot() if query.include_vector else nullcontext():
-            documents = reader.by_vector(labels)
-            blobs = reader.vectors(labels) if query.include_vector else {}
-        if len(documents) < len(labels) or any(d.index_version > found.index_version for d in documents.values()):
+    def _search_index(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
+        """Search the index, then read the documents found; None where one of them isn't as it was any more."""
+        k = _wanted(query)
+        with self._index.view() as view:
+            found = [self._index.search(view, one, k, query.ef or self.spec.ef_search) for one in comparable]
+        if any(len(one.labels) < min(k, view.live) for one in found):
+            # The graph doesn't reach all that there is.
+            return self._search_exactly(reader, query, comparable)
+        with reader.snapshot() if query.include_vector else nullcontext():
+            documents, blobs = _read(reader, query, found)
+        known = sum(label in documents for one in found for label in one.labels.tolist())
+        if known < sum(len(one.labels) for one in found):
             return None
-        return _answer(query, found.index_version, labels, found.scores.tolist(), documents, blobs)
+        if any(document.index_version > view.index_version for document in documents.values()):
+            return None
+        return _answer(query, view.index_version, found, documents, blobs)
 
-    def _scan(self, query: Query, comparable: Vector) -> Answer:
-        """Compare with every allowed vector, in one snapshot of the store."""
-        k = query.k + (query.exclude is not None)
-        labels, scores = np.empty(0, np.int64), np.empty(0, np.float32)
-        with self._reader() as reader, reader.snapshot() as index_version:
-            for block_labels, block in reader.scan(query.where):
+    def _search_filtered(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
+        """Compare exactly with the allowed vectors where they are few, search the graph for them where they are many.
+
+        None where index and store weren't at the same version.
+        """
+        assert query.where is not None, "there is a filter"
+        allowed = self._allowed.get(query.where, reader, self._store.index_version)
+        k = _wanted(query)
+        ef = query.ef or self.spec.ef_search
+        if _few(len(allowed), self.document_count, k, ef):
+            return self._search_exactly(reader, query, comparable)
+        with self._index.view() as view, reader.snapshot() as index_version:
+            if index_version != view.index_version:
+                return None
+            allowed = self._allowed.get(query.where, reader, index_version)
+            found = [self._index.search(view, one, k, ef, allowed) for one in comparable]
+            documents, blobs = _read(reader, query, found)
+        if any(len(one.labels) < min(k, len(allowed)) for one in found):
+            return self._search_exactly(reader, query, comparable)
+        return _answer(query, index_version, found, documents, blobs)
+
+    def _search_exactly(self, reader: Reader, query: Query, comparable: Vector) -> Answer:
+        """Compare with every (allowed) vector, in one snapshot of the store."""
+        k = _wanted(query)
+        nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32))
+        found = [nothing] * len(comparable)
+        with reader.snapshot() as index_version:
+            if query.where is None:
+                blocks = reader.scan()
+            else:
+                blocks = reader.blocks(self._allowed.get(query.where, reader, index_version).labels())
+            for labels, block in blocks:
                 rows = vectors.comparable(block, self.spec.metric)
-                labels = np.concatenate([labels, block_labels])
-                scores = np.concatenate([scores, vectors.scores(comparable, rows, self.spec.metric)])
-                top = vectors.best(scores, k)
-                labels, scores = labels[top], scores[top]
-            documents = reader.by_vector(labels.tolist())
-            blobs = reader.vectors(labels.tolist()) if query.include_vector else {}
-        return _answer(query, index_version, labels.tolist(), scores.tolist(), documents, blobs)
+                found = [
+                    _merged(one, labels, vectors.scores(query_row, rows, self.spec.metric), k)
+                    for one, query_row in zip(found, comparable, strict=True)
+                ]
+            documents, blobs = _read(reader, query, found)
+        return _answer(query, index_version, found, documents, blobs)
 
     def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
         """Return a page of the net change in `span`."""
@@ -274,14 +347,44 @@ class Collection:
             return False
         return since == 0 or self._store.purged_through <= since <= self._store.index_version
 
-    def move(self, rows: int) -> int:
+    def move(self, rows: int, *, hurry: bool = False) -> int:
         """Take the `rows` oldest hot rows to the graph, a chunk at a time; return how many rows are still hot.
 
-        An insertion takes about a quarter of a millisecond, and searches wait for a chunk of them.
+        An insertion takes about a quarter of a millisecond, and searches wait for a chunk of them. In a `hurry` all cores
+        insert, and chunks are larger while nobody searches.
         """
-        for start in range(0, rows, _CHUNK):
-            self._index.move(min(_CHUNK, rows - start))
+        threads = _CORES if hurry else 1
+        while rows > 0:
+            alone = hurry and self._index.graph.turns.idle_s > _UNDISTURBED_S
+            chunk = min(rows, _LARGE_CHUNK if alone else _CHUNK * threads)
+            self._index.move(chunk, threads)
+            rows -= chunk
         return self._index.hot_rows
+
+    @property
+    def needs_moving(self) -> bool:
+        """Whether so many vectors of the graph have died since the mover last ran that it should."""
+        return self._index.dying > _CHUNK * _CHUNK
+
+    @property
+    def needs_rebuild(self) -> bool:
+        graph = self._index.graph
+        return graph.dead_share > DEAD_SHARE and graph.dead >= _REBUILD_AT_LEAST
+
+    def rebuild(self, stopping: Callable[[], bool]) -> Callable[[], None] | None:
+        """Make a graph of the live vectors, beside all else; return what puts it in the old one's place, to be called
+        while the mover is held off. None where `stopping` says to give up.
+        """
+        with self._reader() as reader:
+            fresh = Rebuild(self._index, self.spec, reader, _CORES)
+            while not fresh.step(reader):
+                if stopping():
+                    return None
+        return partial(self._finish_rebuild, fresh)
+
+    def _finish_rebuild(self, fresh: Rebuild) -> None:
+        with self._reader() as reader:
+            fresh.finish(reader)
 
     def write_snapshot(self) -> int:
         """Write a snapshot of the graph; return the index_version of the collection it was taken at."""
@@ -291,33 +394,90 @@ class Collection:
         return index_version
 
     @property
-    def changed_since_snapshot(self) -> bool:
-        return self._snapshot_version != self._store.index_version
+    def needs_snapshot(self) -> bool:
+        """Whether a snapshot would save the next start work: a small graph is made from the store as fast."""
+        return self._snapshot_version != self._store.index_version and len(self._index.graph) >= _SNAPSHOT_AT_LEAST
 
-    @property
-    def needs_tidying(self) -> bool:
-        return self._store.log_bytes > _CHECKPOINT_BYTES
+    def needs_tidying(self, *, quiet: bool) -> bool:
+        """Whether there is something for `tidy`; what takes time from commits can wait until they are `quiet`."""
+        garbage = self._store.garbage
+        soon = self._store.log_bytes > _CHECKPOINT_BYTES or garbage > _GARBAGE_LIMIT
+        return soon or (quiet and (garbage > 0 or self._wasteful))
 
     def tidy(self) -> None:
-        """Copy the write-ahead log into the database."""
-        self._store.checkpoint()
+        """Delete some vectors that large commits replaced, give some free pages back, copy the write-ahead log into the
+        database where it is long. To be repeated while needed.
+
+        Commits wait for none of it longer than for a small transaction.
+        """
+        for _ in range(_SWEEPS):
+            if self._store.garbage:
+                with self._applying:
+                    self._store.sweep(_SWEEP)
+        for _ in range(_SWEEPS):
+            with self._applying:
+                self._wasteful = self._store.wasted_pages > 0
+                if not self._wasteful:
+                    break
+                self._store.vacuum(_VACUUM_PAGES)
+        if self._store.log_bytes > _CHECKPOINT_BYTES:
+            self._store.checkpoint()
+
+    def purge(self, retention_us: int) -> int:
+        """Forget the deletions that are older; return how many.
+
+        A room can't be resumed from before one of them any more.
+        """
+        before = self._now() - retention_us
+        purged = 0
+        while True:
+            with self._applying:
+                some = self._store.purge(before, _PURGE)
+            purged += some
+            if not some:
+                return purged
 
 
-def _named(writes: Sequence[Write]) -> tuple[list[str], frozenset[str]]:
-    """Return the ids that `writes` name, and those whose stored vectors they may equal."""
-    operations = [operation for write in writes for operation in write.operations]
-    ids = list(dict.fromkeys(operation.id for operation in operations))
-    return ids, frozenset(o.id for o in operations if isinstance(o, Put) and o.vector is not None)
+_CORES = os.cpu_count() or 1
+
+
+def _wanted(query: Query) -> int:
+    return query.k + (query.exclude is not None)
+
+
+def _few(allowed: int, live: int, k: int, ef: int) -> bool:
+    """Tell whether comparing with all allowed vectors costs less than asking the graph for enough neighbours.
+
+    The constants are measured by `hotindex bench engine`.
+    """
+    neighbours = max(ef, k * live / max(1, allowed))
+    return allowed * _SCAN_ROW_US < neighbours * _GRAPH_NEIGHBOUR_US or allowed < k
+
+
+def _merged(found: Found, labels: Labels, scores: Vector, k: int) -> Found:
+    labels = np.concatenate([found.labels, labels])
+    scores = np.concatenate([found.scores, scores])
+    top = vectors.best(scores, k)
+    return Found(labels[top], scores[top])
+
+
+def _read(reader: Reader, query: Query, found: Sequence[Found]) -> tuple[dict[int, Document], dict[int, bytes]]:
+    labels = list({label for one in found for label in one.labels.tolist()})
+    return reader.by_vector(labels), reader.vectors(labels) if query.include_vector else {}
 
 
 def _answer(
     query: Query,
     index_version: int,
-    labels: list[int],
-    scores: list[float],
+    found: Sequence[Found],
     documents: dict[int, Document],
     blobs: dict[int, bytes],
 ) -> Answer:
-    hits = (Hit(documents[label], score, blobs.get(label)) for label, score in zip(labels, scores, strict=True))
+    return Answer(index_version, tuple(_hits(query, one, documents, blobs) for one in found), query.several)
+
+
+def _hits(query: Query, found: Found, documents: dict[int, Document], blobs: dict[int, bytes]) -> tuple[Hit, ...]:
+    pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+    hits = (Hit(documents[label], score, blobs.get(label)) for label, score in pairs)
     wanted = [hit for hit in hits if hit.document.id != query.exclude][: query.k]
-    return Answer(index_version, tuple(sorted(wanted, key=lambda hit: (-hit.score, hit.document.id))))
+    return tuple(sorted(wanted, key=lambda hit: (-hit.score, hit.document.id)))

@@ -11,7 +11,6 @@ asks whether the path leads anywhere. Keys of one object must all fit.
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -34,10 +33,6 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
 }
 _OPERATORS = {"$eq": "=", "$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
-_PLAIN_KEY = re.compile(r'[^"\\\x00-\x1f]+')
-
-MATCH_FUNCTION = "hotindex_match"
-"""The SQL function (metadata, condition) -> 0 or 1 that stands in where SQLite's JSON paths don't reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +70,7 @@ class Filter:
         """Parse `source`. Raises InvalidFilter, which names the place at fault."""
         self.condition = _Parser().parse(source)
         self.key = msgspec.json.encode(source, order="sorted")
-        self._matches = _predicate(self.condition)
+        self._matches = predicate(self.condition)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Filter) and self.key == other.key
@@ -86,11 +81,6 @@ class Filter:
     def matches(self, metadata: dict[str, Any]) -> bool:
         """Tell whether decoded metadata fits."""
         return self._matches(metadata)
-
-    def sql(self, column: str) -> tuple[str, list[Any]]:
-        """Return an SQL expression over the JSON text in `column`, and its parameters."""
-        parameters: list[Any] = []
-        return _sql(self.condition, column, parameters), parameters
 
 
 class _Parser:
@@ -172,42 +162,43 @@ def _show(value: object) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _predicate(condition: Condition) -> Predicate:
+def predicate(condition: Condition) -> Predicate:
+    """Return the test of decoded metadata that `condition` states."""
     match condition:
         case All(parts):
-            tests = [_predicate(part) for part in parts]
+            tests = [predicate(part) for part in parts]
             return lambda metadata: all(test(metadata) for test in tests)
         case AnyOf(parts):
-            tests = [_predicate(part) for part in parts]
+            tests = [predicate(part) for part in parts]
             return lambda metadata: any(test(metadata) for test in tests)
         case Not(part):
-            inner = _predicate(part)
+            inner = predicate(part)
             return lambda metadata: not inner(metadata)
         case Exists(path):
-            return lambda metadata: next(_values(metadata, path), _MISSING) is not _MISSING
+            return lambda metadata: next(reached(metadata, path), _MISSING) is not _MISSING
         case Compare(path, op, value):
-            kind, compare = _kind(value), _COMPARE[op]
+            wanted, compare = kind(value), _COMPARE[op]
             return lambda metadata: any(
-                _kind(found) is kind and compare(found, value)
-                for reached in _values(metadata, path)
-                for found in (reached if isinstance(reached, list) else (reached,))
+                kind(found) is wanted and compare(found, value)
+                for there in reached(metadata, path)
+                for found in (there if isinstance(there, list) else (there,))
             )
 
 
 _MISSING = object()
 
 
-def _values(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
+def reached(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
     """Yield what `path` leads to from `value`, through the elements of arrays on its way."""
     for element in value if isinstance(value, list) else (value,):
         if isinstance(element, dict) and path[0] in element:
             if len(path) == 1:
                 yield element[path[0]]
             else:
-                yield from _values(element[path[0]], path[1:])
+                yield from reached(element[path[0]], path[1:])
 
 
-def _kind(value: object) -> type | None:
+def kind(value: object) -> type | None:
     """Return what a value may be compared with: int and float are one kind, true and 1 are not."""
     if isinstance(value, bool):
         return bool
@@ -216,68 +207,3 @@ def _kind(value: object) -> type | None:
     if isinstance(value, str):
         return str
     return type(None) if value is None else None
-
-
-_TYPES: dict[type | None, str] = {float: "('integer','real')", str: "('text')"}
-
-
-def _sql(condition: Condition, column: str, parameters: list[Any]) -> str:
-    match condition:
-        case All(parts) | AnyOf(parts):
-            word = " AND " if isinstance(condition, All) else " OR "
-            neutral = "1" if isinstance(condition, All) else "0"
-            return f"({word.join(_sql(part, column, parameters) for part in parts) or neutral})"
-        case Not(part):
-            return f"(NOT {_sql(part, column, parameters)})"
-        case Compare() | Exists():
-            return _sql_leaf(condition, column, parameters)
-
-
-def _sql_leaf(leaf: Compare | Exists, column: str, parameters: list[Any]) -> str:
-    if not all(_PLAIN_KEY.fullmatch(key) for key in leaf.path):
-        return _sql_call(leaf, column, parameters)
-    *steps, path = (_json_path(leaf.path[: i + 1]) for i in range(len(leaf.path)))
-    through = _sql_call(leaf, column, parameters) if steps else ""
-    if isinstance(leaf, Exists):
-        direct = f"(json_type({column},{path}) IS NOT NULL)"
-    else:
-        direct = _sql_compare(leaf, column, path, parameters)
-    if not steps:
-        return direct
-    arrays = " OR ".join(f"json_type({column},{step}) = 'array'" for step in steps)
-    return f"(CASE WHEN {arrays} THEN {through} ELSE {direct} END)"
-
-
-def _json_path(keys: tuple[str, ...]) -> str:
-    path = "$" + "".join(f'."{key}"' for key in keys)
-    return "'" + path.replace("'", "''") + "'"
-
-
-def _sql_compare(leaf: Compare, column: str, path: str, parameters: list[Any]) -> str:
-    types = _TYPES.get(_kind(leaf.value))
-    if types:
-        parameters += [leaf.value, leaf.value]
-        plain = f"WHEN json_type({column},{path}) IN {types} THEN json_extract({column},{path}) {leaf.operator} ?"
-        element = f"e.type IN {types} AND e.atom {leaf.operator} ?"
-    else:
-        name = f"'{msgspec.json.encode(leaf.value).decode()}'"
-        plain = f"WHEN json_type({column},{path}) = {name} THEN 1"
-        element = f"e.type = {name}"
-    array = (
-        f"WHEN json_type({column},{path}) = 'array'"
-        f" THEN EXISTS (SELECT 1 FROM json_each({column},{path}) e WHERE {element})"
-    )
-    return f"(CASE {plain} {array} ELSE 0 END)"
-
-
-def _sql_call(condition: Compare | Exists, column: str, parameters: list[Any]) -> str:
-    parameters.append(msgspec.json.encode(condition))
-    return f"{MATCH_FUNCTION}({column}, ?)"
-
-
-_LEAF = msgspec.json.Decoder(Compare | Exists)
-
-
-def sql_match(metadata: str, condition: bytes) -> bool:
-    """The body of MATCH_FUNCTION."""
-    return _predicate(_LEAF.decode(condition))(msgspec.json.decode(metadata))

@@ -21,6 +21,7 @@ from gateway.engine.types import Labels, Metric, Spec, Vector
 HNSWLIB_VERSION = f"hnswlib {version('hnswlib')}"
 _FIRST_CAPACITY = 1024
 _GROWTH = 1.5
+_UNLIMITED = 1 << 62
 
 
 class Graph:
@@ -33,6 +34,7 @@ class Graph:
         self._index.set_num_threads(1)
         # hnswlib searches with the larger of k and its own ef; the latter is kept out of the way.
         self._index.set_ef(1)
+        self._reach = _UNLIMITED
         self.dead = 0
 
     @classmethod
@@ -45,6 +47,10 @@ class Graph:
     def __len__(self) -> int:
         """Return the number of vectors, dead ones included."""
         return int(self._index.get_current_count())
+
+    @property
+    def dead_share(self) -> float:
+        return self.dead / max(1, len(self))
 
     @property
     def live(self) -> int:
@@ -70,6 +76,7 @@ class Graph:
         if needed > capacity:
             self._index.resize_index(max(needed, int(capacity * _GROWTH)))
         self._index.add_items(rows, labels, num_threads=threads)
+        self._reach = _UNLIMITED
 
     def kill(self, label: int) -> None:
         """Mark a live label dead. Turns held for writing."""
@@ -92,13 +99,15 @@ class Graph:
         `ef` widens the search beyond k. Fewer than k come back where fewer are live, or where the graph doesn't reach
         more.
         """
-        wanted = min(max(k, ef), self.live)
+        wanted = min(max(k, ef), self.live, self._reach)
         while wanted > 0:
             try:
                 labels, distances = self._index.knn_query(query, k=wanted, num_threads=1)
             except RuntimeError:
-                # Fewer than `wanted` are reachable; hnswlib has no way to return those there are.
+                # Fewer than `wanted` are reachable; hnswlib has no way to return those there are, and leaks memory each
+                # time, so that later searches ask for less from the start.
                 wanted //= 2
+                self._reach = wanted
                 continue
             found = vectors.score_of_distance(distances[0][:k], self._spec.metric)
             return labels[0][:k].astype(np.int64), found

@@ -8,25 +8,36 @@ one index_version:
   its death, and counts for views older than that;
 - labels of the graph that died are kept in a map with that stamp until the mover marks them in the graph;
 - the mover changes the graph, and publishes what it moved, while no search runs (`Graph.turns`). The writer needs
-  only the mutex, which is held for microseconds: a commit waits for no search and no insertion.
+  only the mutex, which is held for microseconds: a commit waits for no search and no insertion;
+- a graph with many dead is replaced by a fresh one (`gateway.engine.rebuild`) that was made beside it. From the moment
+  the making begins, the labels that die are recorded, to be marked dead in the fresh one too.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from gateway.engine import vectors
+from gateway.engine.allowed import Allowed
 from gateway.engine.graph import Graph
+from gateway.engine.plan import Turnover
 from gateway.engine.types import Labels, Metric, Spec, Vector
 
 _ALIVE = np.iinfo(np.int64).max
 _FIRST_CAPACITY = 64
 _L2_CANDIDATES = 16
+_OVERFETCH = 1.5
+"""A filtered search asks the graph for this many times the neighbours that would do if the filter were random."""
+
+_LARGEST_ASK = 4096
+"""Beyond as many neighbours an exact comparison is the faster way to complete an answer."""
 
 
 class _Segment:
@@ -52,29 +63,35 @@ class View:
     start: int
     stop: int
     index_version: int
+    live: int
     graph: Graph
+
+    @property
+    def first_hot(self) -> int:
+        """The label that every vector of the graph is below, and no hot one."""
+        return int(self.segment.labels[self.start]) if self.start < self.stop else self.index_version + 1
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Labels and scores, best first, as of `index_version`."""
+    """Labels and scores, best first."""
 
     labels: Labels
     scores: npt.NDArray[np.float32]
-    index_version: int
 
 
 class Index:
-    """Search from any thread; `apply` from one thread at a time (the writer), `move` from one other (the mover)."""
+    """Search from any thread; `apply` from one at a time (the writer), `move` and `swap` from one other (the mover)."""
 
     def __init__(self, spec: Spec, graph: Graph, labels: Labels, rows: npt.NDArray[np.float32], version: int) -> None:
         """Start from a graph and the hot rows[n, d] (comparable, ascending labels[n]) that are not in it."""
         self._spec = spec
         self._mutex = threading.Lock()
         self._dying: dict[int, int] = {}
+        self._recorded: list[int] | None = None
         segment = _Segment(max(_FIRST_CAPACITY, 2 * len(labels)), spec.dimension)
         segment.fill(0, rows, labels)
-        self._view = View(segment, 0, len(labels), version, graph)
+        self._view = View(segment, 0, len(labels), version, len(labels) + graph.live, graph)
 
     @property
     def graph(self) -> Graph:
@@ -91,21 +108,26 @@ class Index:
         """The number of dead labels the graph doesn't know of yet."""
         return len(self._dying)
 
-    def apply(self, born: Sequence[tuple[int, bytes]], died: Sequence[int], index_version: int) -> None:
-        """Make one commit visible: the vectors born under ascending labels, and the labels that died."""
-        labels = np.array([label for label, _ in born], np.int64)
-        raw = np.frombuffer(b"".join(blob for _, blob in born), np.float32).reshape(-1, self._spec.dimension)
+    def apply(self, turnover: Turnover, index_version: int) -> None:
+        """Make one commit visible."""
+        labels = np.array([label for label, _, _ in turnover.born], np.int64)
+        blobs = b"".join(vector for _, _, vector in turnover.born)
+        raw = np.frombuffer(blobs, np.float32).reshape(-1, self._spec.dimension)
         rows = vectors.comparable(raw, self._spec.metric)
+        died = turnover.died
         with self._mutex:
             view = self._with_room(self._view, len(labels))
             view.segment.fill(view.stop, rows, labels)
-            for label in died:
-                slot = _slot(view, label)
-                if slot is None:
-                    self._dying[label] = index_version
-                else:
-                    view.segment.died_at[slot] = index_version
-            self._view = replace(view, stop=view.stop + len(labels), index_version=index_version)
+            gone = np.array(died, np.int64)
+            slots, hot = _slots(view, gone)
+            view.segment.died_at[slots[hot]] = index_version
+            self._dying.update(dict.fromkeys(gone[~hot].tolist(), index_version))
+            self._view = replace(
+                view,
+                stop=view.stop + len(labels),
+                index_version=index_version,
+                live=view.live + len(labels) - len(gone),
+            )
 
     def _with_room(self, view: View, count: int) -> View:
         if view.stop + count <= len(view.segment.labels):
@@ -117,21 +139,37 @@ class Index:
         segment.fill(0, view.segment.rows[hot][keep], view.segment.labels[hot][keep])
         return replace(view, segment=segment, start=0, stop=live)
 
-    def search(self, query: Vector, k: int, ef: int) -> Found:
-        """Return the k nearest to the comparable query[d] among all live vectors: exact in hot, by `ef` in the graph."""
-        graph = self._view.graph
-        with graph.turns.search():
-            view = self._view
-            hot_labels, hot_scores = self._search_hot(view, query, k)
-            graph_labels, graph_scores = self._search_graph(view, query, k, ef)
-        labels = np.concatenate([hot_labels, graph_labels])
-        found = np.concatenate([hot_scores, graph_scores])
-        top = vectors.best(found, k)
-        return Found(labels[top], found[top], view.index_version)
+    @contextmanager
+    def view(self) -> Iterator[View]:
+        """Hold the newest state, to search it; the mover waits meanwhile."""
+        while True:
+            graph = self._view.graph
+            with graph.turns.search():
+                # While this waited for its turn, the graph may have been replaced.
+                if self._view.graph is graph:
+                    yield self._view
+                    return
 
-    def _search_hot(self, view: View, query: Vector, k: int) -> tuple[Labels, npt.NDArray[np.float32]]:
+    def search(self, view: View, query: Vector, k: int, ef: int, allowed: Allowed | None = None) -> Found:
+        """Return the k nearest to the comparable query[d] among the live (and allowed) vectors of a view that is held.
+
+        Exact in hot, by `ef` in the graph. Fewer come back where there are fewer, where the graph doesn't reach more, and
+        where a filter allows few of the many neighbours the graph was asked for.
+        """
+        found = self._search_graph(view, query, k, ef, allowed)
+        if view.start == view.stop:
+            return found
+        hot = self._search_hot(view, query, k, allowed)
+        labels = np.concatenate([hot.labels, found.labels])
+        scores = np.concatenate([hot.scores, found.scores])
+        top = vectors.best(scores, k)
+        return Found(labels[top], scores[top])
+
+    def _search_hot(self, view: View, query: Vector, k: int, allowed: Allowed | None) -> Found:
         hot = slice(view.start, view.stop)
         alive = np.flatnonzero(view.segment.died_at[hot] > view.index_version)
+        if allowed is not None:
+            alive = alive[allowed.contains(view.segment.labels[hot][alive])]
         rows = view.segment.rows[hot]
         if self._spec.metric is Metric.L2:
             # Rank by 2xq - x², a product, and compute the squared distance, exact but slower, for the best alone.
@@ -141,24 +179,30 @@ class Index:
         else:
             found = (rows @ query)[alive]
         top = vectors.best(found, k)
-        return view.segment.labels[hot][alive[top]], found[top]
+        return Found(view.segment.labels[hot][alive[top]], found[top])
 
-    def _search_graph(self, view: View, query: Vector, k: int, ef: int) -> tuple[Labels, npt.NDArray[np.float32]]:
-        labels, found = view.graph.search(query, k, ef)
-        dying = self._dying
-        if not dying:
-            return labels, found
-        visible = self._visible(labels, view)
-        if not visible.all():
-            labels, found = view.graph.search(query, k + len(dying), ef)
-            visible = self._visible(labels, view)
-        return labels[visible], found[visible]
+    def _search_graph(self, view: View, query: Vector, k: int, ef: int, allowed: Allowed | None) -> Found:
+        """Ask the graph for more neighbours than k while the dying and those not allowed leave fewer."""
+        asked = k
+        if allowed is not None:
+            share = min(1.0, max(1, len(allowed)) / max(1, view.live))
+            asked = math.ceil(k / share * _OVERFETCH)
+        while True:
+            labels, scores = view.graph.search(query, asked, ef)
+            keep = self._visible(labels, view)
+            if allowed is not None:
+                keep &= allowed.contains(labels)
+            if np.count_nonzero(keep) >= k or len(labels) < asked or asked >= _LARGEST_ASK:
+                return Found(labels[keep][:k], scores[keep][:k])
+            asked *= 2
 
     def _visible(self, labels: Labels, view: View) -> npt.NDArray[np.bool_]:
         dying = self._dying
+        if not dying:
+            return np.ones(len(labels), np.bool_)
         return np.array([dying.get(label, _ALIVE) > view.index_version for label in labels.tolist()], np.bool_)
 
-    def move(self, count: int) -> None:
+    def move(self, count: int, threads: int = 1) -> None:
         """Take the `count` oldest hot rows to the graph, and mark the labels that died there."""
         graph = self._view.graph
         with graph.turns.write():
@@ -167,28 +211,60 @@ class Index:
             keep = view.segment.died_at[chunk] == _ALIVE
             labels = view.segment.labels[chunk][keep]
             if len(labels):
-                graph.insert(view.segment.rows[chunk][keep], labels)
+                graph.insert(view.segment.rows[chunk][keep], labels, threads)
             with self._mutex:
                 dead = [*self._dying]
                 self._dying = {}
                 # The writer went on meanwhile: rows of the chunk may have died, or moved to another segment.
                 now = self._view
-                dead += [label for label in labels.tolist() if not _alive(now, label)]
+                dead += labels[~_alive(now, labels)].tolist()
+                if self._recorded is not None:
+                    self._recorded += dead
                 self._view = replace(now, start=_after(now, view.segment.labels[chunk][-1])) if keep.size else now
             # No search runs and later ones start from newer views, for which all of these are dead.
             for label in dead:
                 graph.kill(label)
 
+    def record_deaths(self) -> int:
+        """Begin to record the labels that die in the graph; return the label all of it is below."""
+        with self._mutex:
+            self._recorded = []
+            return self._view.first_hot
 
-def _slot(view: View, label: int) -> int | None:
+    @property
+    def first_hot(self) -> int:
+        """The label that every vector of the graph is below, and no hot one."""
+        return self._view.first_hot
+
+    def swap(self, fresh: Graph, labels: Labels) -> None:
+        """Search a fresh graph from now on, made of `labels`: all that the old one has, save what has died.
+
+        Among them may be what died since `record_deaths`.
+        """
+        with self._view.graph.turns.write(), self._mutex:
+            assert self._recorded is not None, "deaths were recorded while the graph was made"
+            died = np.array([*self._recorded, *self._dying], np.int64)
+            for label in np.intersect1d(died, labels).tolist():
+                fresh.kill(label)
+            self._dying = {}
+            self._recorded = None
+            self._view = replace(self._view, graph=fresh)
+
+
+def _slots(view: View, labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """Return the slots of labels[n], and which of them are hot: the others' slots mean nothing."""
     hot = view.segment.labels[view.start : view.stop]
-    at = int(np.searchsorted(hot, label))
-    return view.start + at if at < len(hot) and hot[at] == label else None
+    at = np.searchsorted(hot, labels)
+    inside = at < len(hot)
+    inside[inside] = hot[at[inside]] == labels[inside]
+    return view.start + at, inside
 
 
-def _alive(view: View, label: int) -> bool:
-    slot = _slot(view, label)
-    return slot is not None and view.segment.died_at[slot] == _ALIVE
+def _alive(view: View, labels: Labels) -> npt.NDArray[np.bool_]:
+    slots, hot = _slots(view, labels)
+    alive = hot.copy()
+    alive[hot] = view.segment.died_at[slots[hot]] == _ALIVE
+    return alive
 
 
 def _after(view: View, label: int) -> int:

@@ -20,10 +20,15 @@ BuildText = Callable[[Metadata], str]
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A document, or its tombstone, with the bytes of its vector where they were asked for."""
+    """A document, or its tombstone, with the bytes of its vector where they were asked for.
+
+    `key` is the store's for the document, 0 where it has none yet; `vector_crc` the CRC-32 of the stored vector.
+    """
 
     document: Document
     vector: bytes | None
+    key: int = 0
+    vector_crc: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 
 from gateway.engine.merge import BuildText, Deletion, Draft, Missing, NeedsVector, Outcome, Stored, merge
 from gateway.engine.types import (
@@ -35,6 +36,14 @@ class HeldBack:
 WriteOutcome = Done | NeedsVectors | HeldBack | HotindexError
 
 
+@dataclass(frozen=True, slots=True)
+class Turnover:
+    """What a plan does to the vectors: those born, ascending, as (label, document id, vector); the labels that died."""
+
+    born: Sequence[tuple[int, str, bytes]]
+    died: Sequence[int]
+
+
 @dataclass(slots=True)
 class Plan:
     """What to commit and what to tell each writer; `outcomes` stand in the order of the writes."""
@@ -47,6 +56,23 @@ class Plan:
     """The last state of each document this batch changed."""
     recorded: dict[str, Done] = field(default_factory=dict)
     """By event id, what the writes of this batch that carry one were told."""
+
+    def turnover(self, stored: Mapping[str, Stored]) -> Turnover:
+        """Return what the plan does to the vectors of what was `stored` before it."""
+        born: list[tuple[int, str, bytes]] = []
+        died: list[int] = []
+        for document_id, now in self.documents.items():
+            before = stored[document_id].document.vector_version if document_id in stored else None
+            label = now.document.vector_version
+            if label == before:
+                continue
+            if before is not None:
+                died.append(before)
+            if label is not None:
+                assert now.vector is not None, "a new label has a vector"
+                born.append((label, document_id, now.vector))
+        born.sort(key=itemgetter(0))
+        return Turnover(born, died)
 
 
 class Planner:
@@ -130,7 +156,7 @@ class Planner:
                 if vector is None and stored is not None and not document.deleted:
                     vector = stored.vector
                 events.append(Change(event_type, document, before, vector))
-                touched[operation.id] = Stored(document, vector)
+                touched[operation.id] = _stored(stored, document, vector)
                 results.append(ItemResult(operation.id, document.version, status))
             else:
                 version = stored.document.version if stored else 0
@@ -173,6 +199,10 @@ def plan(planner: Planner, writes: Sequence[Write]) -> Plan:
     for write in writes:
         planner.add(write)
     return planner.plan
+
+
+def _stored(before: Stored | None, document: Document, vector: bytes | None) -> Stored:
+    return Stored(document, vector, before.key, before.vector_crc) if before else Stored(document, vector)
 
 
 def _kind(stored: Stored | None, outcome: Draft | Deletion) -> tuple[EventType, Status]:

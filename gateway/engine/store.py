@@ -1,357 +1,255 @@
-"""The truth: one SQLite database per collection.
-
-`documents` is keyed by index_version, so that what changed after a position is a range of the table and a change of a
-document moves its row to the end. Vectors are immutable and stand apart under their vector_version: a change of
-metadata rewrites a short row, and a scan over metadata reads no vectors.
-
-SQLite in WAL mode with synchronous=FULL: a commit that has returned survives a crash of the process and of the machine.
-"""
+"""The one writer of a collection's database, which is the truth."""
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from gateway.engine.filter import MATCH_FUNCTION, Filter, sql_match
+from gateway.engine import database
+from gateway.engine.database import DOCUMENT, storage_errors, transaction
 from gateway.engine.merge import Stored
-from gateway.engine.plan import Plan
-from gateway.engine.types import (
-    Change,
-    Document,
-    Done,
-    EventType,
-    Labels,
-    Page,
-    Source,
-    Span,
-    Spec,
-    Vector,
-)
-from gateway.errors import StorageUnavailable
+from gateway.engine.plan import Plan, Turnover
+from gateway.engine.reader import Reader
+from gateway.engine.terms import Terms
+from gateway.engine.types import Change, Done, EventType, Spec
 
-FORMAT = 1
-_APPLICATION_ID = 0x686F7469
-_MARKS = 64
 _COMMIT_BYTES = 16 << 10
-_DOCUMENT_BYTES = 2 << 10
-_LOG_LIMIT_PAGES = (256 << 20) // 4096
-
-_SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID;
-CREATE TABLE documents(
-    index_version INTEGER PRIMARY KEY,
-    id TEXT NOT NULL UNIQUE,
-    version INTEGER NOT NULL,
-    created INTEGER NOT NULL,
-    vector_version INTEGER,
-    source INTEGER NOT NULL,
-    updated_at INTEGER NOT NULL,
-    metadata TEXT NOT NULL,
-    content TEXT
-);
-CREATE UNIQUE INDEX documents_by_vector ON documents(vector_version) WHERE vector_version IS NOT NULL;
-CREATE TABLE vectors(vector_version INTEGER PRIMARY KEY, vector BLOB NOT NULL);
-CREATE TABLE events(event_id TEXT PRIMARY KEY, at INTEGER NOT NULL, outcome BLOB NOT NULL) WITHOUT ROWID;
-CREATE INDEX events_by_time ON events(at);
-"""
-
-_COLUMNS = "id, version, index_version, created, vector_version, source, updated_at, metadata, content"
-_QUALIFIED = ", ".join(f"d.{name}" for name in _COLUMNS.split(", "))
+_DOCUMENT_BYTES = 6 << 10
+_CACHE_KIB = 8192
+_LOG_LIMIT_PAGES = (256 << 20) // database.PAGE_BYTES
+_DELETED_AT_ONCE = 64
+"""A commit that replaces more vectors than these leaves their deletion for later."""
+_FREE_PAGES = 1024
+_FREE_SHARE = 0.25
 
 _ENCODER = msgspec.msgpack.Encoder()
 _DONE = msgspec.msgpack.Decoder(Done)
 
-
-def _connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
-    mode = "rwc" if create else "rw"
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        isolation_level=None,
-        check_same_thread=False,
-        timeout=10.0,
-    )
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA temp_store=MEMORY")
-    return connection
-
-
-@contextmanager
-def storage_errors(what: str) -> Iterator[None]:
-    """Turn SQLite's errors into StorageUnavailable."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise StorageUnavailable(f"can't {what}: {error}") from error
-
-
-def create(path: Path, spec: Spec, epoch: str) -> None:
-    """Make an empty database at `path`, durable when this returns. Raises StorageUnavailable."""
-    with storage_errors(f"create {path}"):
-        connection = _connect(path, create=True)
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            connection.execute(f"PRAGMA user_version={FORMAT}")
-            connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
-            facts = {"epoch": epoch, "spec": _ENCODER.encode(spec), "index_version": 0}
-            facts |= {"version_floor": 0, "purged_through": 0}
-            with transaction(connection):
-                connection.executemany("INSERT INTO meta(key, value) VALUES(?, ?)", facts.items())
-        finally:
-            connection.close()
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection, kind: str = "IMMEDIATE") -> Iterator[None]:
-    """Commit what is done inside, or, where it or the commit fails, none of it."""
-    connection.execute(f"BEGIN {kind}")
-    try:
-        yield
-        connection.execute("COMMIT")
-    finally:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+_INSERT = f"INSERT INTO documents(key, {', '.join(database.COLUMNS)}, vector_crc) VALUES(?,?,?,?,?,?,?,?,?,?,?)"
+_UPDATE = """
+UPDATE documents SET version = ?, index_version = ?, created = ?, vector_version = ?, source = ?, updated_at = ?,
+    metadata = ?, content = ?, vector_crc = ?
+WHERE key = ?
+"""
 
 
 class Store:
-    """The one writer of a collection's database.
+    """Methods block and belong to one thread at a time, save `reader`, which any thread may call, and `checkpoint`.
 
-    Methods block and belong to one thread at a time, save `reader`, which any thread may call. They raise
-    StorageUnavailable where the disk or the file doesn't do what it should; the database is then as it was before.
+    They raise StorageUnavailable where the disk or the file doesn't do what it should; the database is then as it was
+    before.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with storage_errors(f"open {path}"):
-            self._connection = _connect(path)
-            self._check_format()
+            self._connection = database.connect(path)
+            database.check_format(self._connection, path)
             # Checkpoints are made by `checkpoint`, beside the writer: inside a commit they are its worst latency.
             self._connection.execute("PRAGMA wal_autocheckpoint=0")
-            self._checkpointer = _connect(path)
-            self.spec = msgspec.msgpack.decode(self._meta("spec"), type=Spec)
-            self.epoch: str = self._meta("epoch")
+            self._connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+            self.spec = msgspec.msgpack.decode(database.meta(self._connection, "spec"), type=Spec)
+            self.epoch: str = database.meta(self._connection, "epoch")
             self.log_bytes = 0
             self._cut_log = False
-            self.index_version: int = self._meta("index_version")
-            self.version_floor: int = self._meta("version_floor")
-            self.purged_through: int = self._meta("purged_through")
-            counted = self._connection.execute("SELECT count(*) FROM documents WHERE vector_version IS NOT NULL")
-            self.document_count: int = counted.fetchone()[0]
+            self.index_version: int = database.meta(self._connection, "index_version")
+            self.version_floor: int = database.meta(self._connection, "version_floor")
+            self.purged_through: int = database.meta(self._connection, "purged_through")
+            self.document_count = self._number("SELECT count(*) FROM documents WHERE vector_version IS NOT NULL")
+            self.garbage = self._number("SELECT count(*) FROM garbage")
+            self._last_key = self._number("SELECT coalesce(max(key), 0) FROM documents")
+        self._terms = Terms(self.spec.indexes)
 
-    def _check_format(self) -> None:
-        (application_id,) = self._connection.execute("PRAGMA application_id").fetchone()
-        (found,) = self._connection.execute("PRAGMA user_version").fetchone()
-        if application_id != _APPLICATION_ID:
-            raise StorageUnavailable(f"{self._path} is not a hotindex database")
-        if found != FORMAT:
-            raise StorageUnavailable(f"{self._path} has format {found}; this version reads format {FORMAT}")
-
-    def _meta(self, key: str) -> Any:
-        return self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+    def _number(self, sql: str) -> int:
+        number: int = self._connection.execute(sql).fetchone()[0]
+        return number
 
     def close(self) -> None:
-        self._checkpointer.close()
         self._connection.close()
 
     def reader(self) -> Reader:
         """Open a connection that only reads. The caller closes it."""
-        with storage_errors(f"open {self._path}"):
-            return Reader(self._path)
+        return Reader(self._path, self.spec)
 
-    def load(self, ids: Sequence[str], with_vector: frozenset[str]) -> dict[str, Stored]:
-        """Return the documents and tombstones among `ids`; those in `with_vector` come with their vector."""
+    def load(self, ids: Sequence[str]) -> dict[str, Stored]:
+        """Return the documents and tombstones among `ids`, without their vectors."""
         with storage_errors("read documents"):
-            rows = _chunked(self._connection, f"SELECT {_COLUMNS} FROM documents WHERE id IN", ids)
-            found = {row[0]: _document(row) for row in rows}
-            labels = [found[i].vector_version for i in with_vector if i in found]
-            vectors = dict(_vectors(self._connection, [label for label in labels if label is not None]))
-        return {i: Stored(document, vectors.get(document.vector_version or 0)) for i, document in found.items()}
+            rows = database.chunked(
+                self._connection, f"SELECT {DOCUMENT}, d.key, d.vector_crc FROM documents d WHERE d.id IN", ids
+            )
+            return {row[0]: Stored(database.document(row), None, row[9], row[10]) for row in rows}
+
+    def vectors(self, labels: Sequence[int]) -> dict[int, bytes]:
+        """Return the vectors stored under these labels."""
+        with storage_errors("read vectors"):
+            return database.vectors(self._connection, labels)
 
     def recorded(self, event_ids: Sequence[str], since: int) -> dict[str, Done]:
         """Return the outcomes recorded under `event_ids` at or after `since` (microseconds since the epoch)."""
         with storage_errors("read events"):
-            rows = _chunked(self._connection, "SELECT event_id, outcome, at FROM events WHERE event_id IN", event_ids)
+            rows = database.chunked(
+                self._connection, "SELECT event_id, outcome, at FROM events WHERE event_id IN", event_ids
+            )
             return {event_id: _DONE.decode(outcome) for event_id, outcome, at in rows if at >= since}
 
-    def commit(self, plan: Plan, at: int, forget_before: int) -> None:
-        """Write the state `plan` leads to, and the outcomes it records at `at`, in one transaction.
+    def commit(self, plan: Plan, turnover: Turnover, stored: Mapping[str, Stored], at: int, forget_before: int) -> None:
+        """Write the state `plan` leads to from `stored`, and the outcomes it records at `at`, in one transaction.
 
         Outcomes recorded before `forget_before` go (times in microseconds since the epoch).
         """
         if not plan.events and not plan.recorded:
             return
-        if self._cut_log:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._cut_log = False
-        with storage_errors("commit"), transaction(self._connection):
-            self._write_vectors(plan)
-            self._connection.executemany(_UPSERT, [_row(stored.document) for stored in plan.documents.values()])
-            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (plan.index_version,))
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO events(event_id, at, outcome) VALUES(?, ?, ?)",
-                [(event_id, at, _ENCODER.encode(done)) for event_id, done in plan.recorded.items()],
-            )
-            if plan.recorded:
-                self._connection.execute("DELETE FROM events WHERE at < ?", (forget_before,))
-        vectors = sum(len(stored.vector or b"") for stored in plan.documents.values())
-        self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(plan.documents) + vectors
+        last_key = self._last_key
+        keys = {i: now.key for i, now in plan.documents.items()}
+        for document_id, key in keys.items():
+            if not key:
+                last_key += 1
+                keys[document_id] = last_key
+        with storage_errors("commit"):
+            if self._cut_log:
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._cut_log = False
+            with transaction(self._connection):
+                self._write_vectors(turnover, keys)
+                self._write_documents(plan, keys)
+                self._write_terms(plan, stored, keys)
+                self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (plan.index_version,))
+                self._write_events(plan, at, forget_before)
+        self._last_key = last_key
         self.index_version = plan.index_version
+        self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(keys) + sum(len(v) for _, _, v in turnover.born)
+        if len(turnover.died) > _DELETED_AT_ONCE:
+            self.garbage += len(turnover.died)
         for event in plan.events:
             if isinstance(event, Change):
                 self.document_count += (event.event_type is EventType.INSERT) - (event.event_type is EventType.DELETE)
 
-    def _write_vectors(self, plan: Plan) -> None:
-        """Put each changed document's last vector under its label, and drop the one it had before the batch."""
+    def _write_vectors(self, turnover: Turnover, keys: Mapping[str, int]) -> None:
+        later = len(turnover.died) > _DELETED_AT_ONCE
+        self._connection.executemany(
+            "INSERT INTO garbage(vector_version) VALUES(?)"
+            if later
+            else "DELETE FROM vectors WHERE vector_version = ?",
+            [(label,) for label in turnover.died],
+        )
+        self._connection.executemany(
+            "INSERT INTO vectors(vector_version, document, vector) VALUES(?, ?, ?)",
+            [(label, keys[document_id], vector) for label, document_id, vector in turnover.born],
+        )
+
+    def _write_documents(self, plan: Plan, keys: Mapping[str, int]) -> None:
         first = plan.first_index_version
-        born = {i: stored for i, stored in plan.documents.items() if (stored.document.vector_version or 0) >= first}
-        gone = [i for i, stored in plan.documents.items() if i in born or stored.document.deleted]
-        self._connection.executemany(
-            "DELETE FROM vectors WHERE vector_version = (SELECT vector_version FROM documents WHERE id = ?)",
-            [(i,) for i in gone],
-        )
-        self._connection.executemany(
-            "INSERT INTO vectors(vector_version, vector) VALUES(?, ?)",
-            [(stored.document.vector_version, stored.vector) for stored in born.values()],
-        )
+        inserts: list[tuple[Any, ...]] = []
+        updates: list[tuple[Any, ...]] = []
+        for document_id, now in plan.documents.items():
+            d = now.document
+            label = d.vector_version
+            crc = now.vector_crc
+            if label is not None and label >= first:
+                assert now.vector is not None, "a new label has a vector"
+                crc = zlib.crc32(now.vector)
+            row = (
+                d.version,
+                d.index_version,
+                d.created,
+                label,
+                int(d.source),
+                d.updated_at,
+                d.metadata,
+                d.content,
+                crc,
+            )
+            if now.key:
+                updates.append((*row, now.key))
+            else:
+                inserts.append((keys[document_id], document_id, *row))
+        self._connection.executemany(_INSERT, inserts)
+        # In order of their keys, so that neighbours in one page are written while it is at hand.
+        self._connection.executemany(_UPDATE, sorted(updates, key=itemgetter(-1)))
+
+    def _write_terms(self, plan: Plan, stored: Mapping[str, Stored], keys: Mapping[str, int]) -> None:
+        if not self.spec.indexes:
+            return
+        gone, new = [], []
+        for document_id, now in plan.documents.items():
+            before = stored.get(document_id)
+            old = self._terms.of(before.document) if before else frozenset()
+            terms = self._terms.of(now.document)
+            key = keys[document_id]
+            gone += [(*term, key) for term in old - terms]
+            new += [(*term, key) for term in terms - old]
+        self._connection.executemany("DELETE FROM terms WHERE field = ? AND value = ? AND document = ?", gone)
+        self._connection.executemany("INSERT INTO terms(field, value, document) VALUES(?, ?, ?)", new)
+
+    def _write_events(self, plan: Plan, at: int, forget_before: int) -> None:
+        if plan.recorded:
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO events(event_id, at, outcome) VALUES(?, ?, ?)",
+                [(event_id, at, _ENCODER.encode(done)) for event_id, done in plan.recorded.items()],
+            )
+            self._connection.execute("DELETE FROM events WHERE at < ?", (forget_before,))
+
+    def sweep(self, limit: int) -> None:
+        """Delete the `limit` oldest of the vectors that were replaced."""
+        with storage_errors("delete replaced vectors"), transaction(self._connection):
+            rows = self._connection.execute(
+                "SELECT position, vector_version FROM garbage ORDER BY position LIMIT ?", (limit,)
+            ).fetchall()
+            if rows:
+                self._connection.executemany(
+                    "DELETE FROM vectors WHERE vector_version = ?", [(label,) for label in sorted(r[1] for r in rows)]
+                )
+                self._connection.execute("DELETE FROM garbage WHERE position <= ?", (rows[-1][0],))
+        self.garbage -= len(rows)
+        self.log_bytes += _COMMIT_BYTES + len(rows) * database.PAGE_BYTES
+
+    def purge(self, before: int, limit: int) -> int:
+        """Forget up to `limit` deletions made before `before` (microseconds since the epoch); return how many.
+
+        Who resumes from before one of them has to start over. Versions of documents go on above all that are forgotten.
+        """
+        with storage_errors("purge deletions"), transaction(self._connection):
+            rows = self._connection.execute(
+                "SELECT key, index_version, version FROM documents"
+                " WHERE vector_version IS NULL AND updated_at < ? ORDER BY updated_at LIMIT ?",
+                (before, limit),
+            ).fetchall()
+            if not rows:
+                return 0
+            purged_through = max(self.purged_through, *(row[1] for row in rows))
+            version_floor = max(self.version_floor, *(row[2] for row in rows))
+            self._connection.executemany("DELETE FROM documents WHERE key = ?", [(row[0],) for row in rows])
+            self._connection.executemany(
+                "UPDATE meta SET value = ? WHERE key = ?",
+                [(purged_through, "purged_through"), (version_floor, "version_floor")],
+            )
+        self.purged_through, self.version_floor = purged_through, version_floor
+        self.log_bytes += _COMMIT_BYTES + len(rows) * database.PAGE_BYTES
+        return len(rows)
+
+    @property
+    def wasted_pages(self) -> int:
+        """The free pages in the file, where they are worth giving back; 0 otherwise."""
+        with storage_errors("count pages"):
+            free = self._number("PRAGMA freelist_count")
+            return free if free > max(_FREE_PAGES, _FREE_SHARE * self._number("PRAGMA page_count")) else 0
+
+    def vacuum(self, pages: int) -> None:
+        """Give up to `pages` free pages back to the file system."""
+        with storage_errors("vacuum"):
+            self._connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+        self.log_bytes += pages * database.PAGE_BYTES
 
     def checkpoint(self) -> None:
-        """Copy the write-ahead log into the database, beside the writer and the readers. One other thread at a time."""
+        """Copy the write-ahead log into the database, beside the writer and the readers. From any one thread."""
         self.log_bytes = 0
-        with storage_errors("checkpoint"):
-            _, pages, _ = self._checkpointer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        with storage_errors("checkpoint"), closing(database.connect(self._path)) as connection:
+            _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         # Writes without a pause leave a passive checkpoint no moment at which the log could start over.
         self._cut_log = pages > _LOG_LIMIT_PAGES
-
-
-_UPSERT = f"""
-INSERT INTO documents({_COLUMNS}) VALUES(?,?,?,?,?,?,?,?,?)
-ON CONFLICT(id) DO UPDATE SET version = excluded.version, index_version = excluded.index_version,
-    created = excluded.created, vector_version = excluded.vector_version, source = excluded.source,
-    updated_at = excluded.updated_at, metadata = excluded.metadata, content = excluded.content
-"""
-
-
-class Reader:
-    """A connection that only reads; one thread at a time.
-
-    Within `snapshot` all reads see the same state of the collection; outside, each sees the newest.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._connection = _connect(path)
-        self._connection.execute("PRAGMA query_only=1")
-        self._connection.create_function(MATCH_FUNCTION, 2, sql_match, deterministic=True)
-
-    def close(self) -> None:
-        self._connection.close()
-
-    @contextmanager
-    def snapshot(self) -> Iterator[int]:
-        """Pin the newest committed state for the reads inside; yields its index_version."""
-        with storage_errors("read"), transaction(self._connection, "DEFERRED"):
-            row = self._connection.execute("SELECT value FROM meta WHERE key = 'index_version'").fetchone()
-            yield row[0]
-
-    def document(self, document_id: str) -> Document | None:
-        """Return a document, or None where there is none (a tombstone counts as none)."""
-        with storage_errors("read a document"):
-            row = self._connection.execute(
-                f"SELECT {_COLUMNS} FROM documents WHERE id = ? AND vector_version IS NOT NULL", (document_id,)
-            ).fetchone()
-        return _document(row) if row else None
-
-    def by_vector(self, labels: Sequence[int]) -> dict[int, Document]:
-        """Return, by label, the documents whose current vectors have these labels."""
-        with storage_errors("read documents"):
-            rows = _chunked(self._connection, f"SELECT {_COLUMNS} FROM documents WHERE vector_version IN", labels)
-            return {row[4]: _document(row) for row in rows}
-
-    def vectors(self, labels: Sequence[int]) -> dict[int, bytes]:
-        with storage_errors("read vectors"):
-            return dict(_vectors(self._connection, labels))
-
-    def labels(self) -> Labels:
-        """Return the labels of all current vectors, ascending."""
-        with storage_errors("read labels"):
-            rows = self._connection.execute(
-                "SELECT vector_version FROM documents WHERE vector_version IS NOT NULL ORDER BY vector_version"
-            )
-            return np.fromiter((label for (label,) in rows), np.int64)
-
-    def scan(self, where: Filter | None, rows_at_a_time: int = 1024) -> Iterator[tuple[Labels, Vector]]:
-        """Yield labels[n] and vectors[n, d] of all documents `where` matches, in blocks."""
-        sql, parameters = where.sql("d.metadata") if where else ("1", [])
-        with storage_errors("scan"):
-            cursor = self._connection.execute(
-                "SELECT v.vector_version, v.vector FROM documents d JOIN vectors v USING (vector_version)"
-                f" WHERE d.vector_version IS NOT NULL AND ({sql})",
-                parameters,
-            )
-            while rows := cursor.fetchmany(rows_at_a_time):
-                labels = np.array([label for label, _ in rows], np.int64)
-                yield labels, np.frombuffer(b"".join(v for _, v in rows), np.float32).reshape(len(rows), -1)
-
-    def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
-        """Return the latest state of what changed in `span`, `limit` documents at most.
-
-        A document that has changed again after the span is left out: it comes with a later one.
-        """
-        vector = "v.vector" if with_vectors else "NULL"
-        join = "LEFT JOIN vectors v USING (vector_version)" if with_vectors else ""
-        with storage_errors("read changes"):
-            rows = self._connection.execute(
-                f"SELECT {_QUALIFIED}, {vector} FROM documents d {join}"
-                " WHERE d.index_version > ? AND d.index_version <= ? ORDER BY d.index_version LIMIT ?",
-                (span.after, span.through, limit),
-            ).fetchall()
-        changes = tuple(_net_change(_document(row), span.origin, row[9]) for row in rows)
-        more = len(rows) == limit
-        return Page(changes, changes[-1].document.index_version if more else span.through, more)
-
-
-def _net_change(document: Document, origin: int, vector: bytes | None) -> Change:
-    if document.deleted:
-        event_type = EventType.DELETE
-    elif document.created > origin:
-        event_type = EventType.INSERT
-    else:
-        event_type = EventType.UPDATE
-    return Change(event_type, document, None, vector)
-
-
-def _document(row: Sequence[Any]) -> Document:
-    return Document(row[0], row[1], row[2], row[3], row[4], Source(row[5]), row[6], row[7], row[8])
-
-
-def _row(document: Document) -> tuple[Any, ...]:
-    return (
-        document.id,
-        document.version,
-        document.index_version,
-        document.created,
-        document.vector_version,
-        int(document.source),
-        document.updated_at,
-        document.metadata,
-        document.content,
-    )
-
-
-def _vectors(connection: sqlite3.Connection, labels: Sequence[int]) -> Iterable[tuple[int, bytes]]:
-    return _chunked(connection, "SELECT vector_version, vector FROM vectors WHERE vector_version IN", labels)
-
-
-def _chunked(connection: sqlite3.Connection, sql: str, keys: Sequence[Any]) -> Iterator[Any]:
-    """Run `sql`, which ends with IN, for any number of keys, with statements of few lengths, so that they stay prepared."""
-    for start in range(0, len(keys), _MARKS):
-        chunk = list(keys[start : start + _MARKS])
-        marks = 1 << (len(chunk) - 1).bit_length()
-        chunk += chunk[-1:] * (marks - len(chunk))
-        yield from connection.execute(f"{sql} ({','.join('?' * marks)})", chunk)

@@ -7,6 +7,7 @@ hold all searches that waited go before its next one, so that neither side starv
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -21,10 +22,17 @@ class Turns:
         self._searches_due = 0
         self._writing = False
         self._writers_waiting = 0
+        self._searched_at = 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """The time since the last search."""
+        return time.monotonic() - self._searched_at
 
     @contextmanager
     def search(self) -> Iterator[None]:
         with self._changed:
+            self._searched_at = time.monotonic()
             if self._writing or (self._writers_waiting and not self._searches_due):
                 self.searches_waiting += 1
                 self._changed.wait_for(lambda: not self._writing and (self._searches_due or not self._writers_waiting))

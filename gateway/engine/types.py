@@ -184,10 +184,12 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The k nearest documents, best first, as of `index_version`."""
+    """For each vector of the query the k nearest documents, best first, as of `index_version`."""
 
     index_version: int
-    hits: tuple[Hit, ...]
+    results: tuple[tuple[Hit, ...], ...]
+    several: bool = False
+    """Whether the query was for several vectors, if only for a list of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,3 +224,7 @@ class Spec:
     m: int = 16
     ef_construction: int = 100
     ef_search: int = 64
+    hot_rows: int | None = None
+    """How many vectors the hot buffer keeps; None leaves it to the node."""
+    indexes: tuple[str, ...] = ()
+    """Metadata fields (dotted paths) that filters find by an index."""

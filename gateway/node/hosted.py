@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,19 +19,21 @@ from gateway.engine.types import Applied, BatchComplete, Page, Span
 from gateway.errors import Overloaded
 from gateway.ingest.commit import Bounds, Committer
 from gateway.metrics import CollectionState, Metrics
-from gateway.node.upkeep import HotLimits, Upkeep
+from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
 from gateway.push.room import Room
 
 _T = TypeVar("_T")
+_NICE = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """The threads all collections share, by what waits for them: writers, searches, upkeep."""
+    """The threads all collections share, by what waits for them: writers, searches, upkeep, nobody."""
 
     commit: Executor
     read: Executor
     upkeep: Executor
+    rebuild: Executor
 
     @classmethod
     def start(cls, cores: int) -> Threads:
@@ -37,11 +41,17 @@ class Threads:
             ThreadPoolExecutor(max(2, cores), "commit"),
             ThreadPoolExecutor(max(2, cores), "read"),
             ThreadPoolExecutor(max(2, cores // 2), "upkeep"),
+            ThreadPoolExecutor(1, "rebuild", initializer=_give_way),
         )
 
     def shut_down(self) -> None:
-        for executor in (self.commit, self.read, self.upkeep):
+        for executor in (self.commit, self.read, self.upkeep, self.rebuild):
             executor.shutdown()
+
+
+def _give_way() -> None:
+    """Let other threads have the processor first; those that this one starts inherit it."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
 
 
 class Hosted:
@@ -55,7 +65,7 @@ class Hosted:
         metrics: Metrics,
         bounds: Bounds,
         hot: HotLimits,
-        snapshot_interval_s: float,
+        timing: Timing,
     ) -> None:
         self.collection = collection
         self.embedder = embedder
@@ -65,7 +75,13 @@ class Hosted:
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
         self._tickets = itertools.count()
         self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes)
-        self.upkeep = Upkeep(collection, threads.upkeep, hot, snapshot_interval_s)
+        self.upkeep = Upkeep(
+            collection,
+            UpkeepThreads(threads.upkeep, threads.rebuild),
+            hot,
+            timing,
+            metrics.hot_waits.labels(self.name).inc,
+        )
         self.committer = Committer(
             collection, embedder, self, threads.commit, self.upkeep.room, bounds, metrics.commit_seconds.observe
         )
@@ -133,6 +149,7 @@ class Hosted:
             hot_rows=self.collection.hot_rows,
             graph_live=live,
             graph_dead=dead,
+            rebuilding=int(self.upkeep.rebuilding),
             queued_documents=self.committer.queued_documents,
             queued_bytes=self.committer.queued_bytes,
             subscribers=len(self.room),

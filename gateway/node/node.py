@@ -28,7 +28,7 @@ from gateway.metrics import CollectionState, Metrics
 from gateway.node import queries
 from gateway.node.datadir import DataDirectory
 from gateway.node.hosted import Hosted, Threads
-from gateway.node.upkeep import HotLimits
+from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import Codec
 from gateway.push.events import Variant
@@ -44,7 +44,7 @@ class Options:
     node: str
     default_collection: str
     default_model: str
-    snapshot_interval_s: float
+    timing: Timing
     idempotency_window_s: float
     read_wait_s: float
     cores: int
@@ -196,7 +196,7 @@ class Node:
             self._metrics,
             self._options.bounds,
             self._options.hot,
-            self._options.snapshot_interval_s,
+            self._options.timing,
         )
         hosted.start()
         self._hosted[hosted.name] = hosted

@@ -17,6 +17,10 @@ from gateway.errors import HotindexError, InvalidArgument, NotFound
 from gateway.node.hosted import Hosted
 from gateway.protocol import checks, messages
 
+MAX_EF = 4096
+MAX_VECTORS = 64
+MAX_INDEXES = 16
+
 
 class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The body that makes a collection. What is left out is the default; `model` gives the dimension."""
@@ -27,6 +31,8 @@ class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     m: int | None = None
     ef_construction: int | None = None
     ef_search: int | None = None
+    hot_rows: int | None = None
+    indexes: tuple[str, ...] | None = None
 
 
 def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
@@ -57,16 +63,23 @@ def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Em
         m=settings.m or found.m,
         ef_construction=settings.ef_construction or found.ef_construction,
         ef_search=settings.ef_search or found.ef_search,
+        hot_rows=settings.hot_rows if settings.hot_rows is not None else found.hot_rows,
+        indexes=settings.indexes if settings.indexes is not None else found.indexes,
     )
     return spec(found.name, asked, embedders)
 
 
 def _graph(spec: Spec, settings: CollectionSettings) -> Spec:
-    limits = {"m": (2, 128), "ef_construction": (4, 4096), "ef_search": (1, 4096)}
+    limits = {"m": (2, 128), "ef_construction": (4, 4096), "ef_search": (1, MAX_EF), "hot_rows": (0, 32_768)}
     given = {field: value for field in limits if (value := getattr(settings, field)) is not None}
     for field, value in given.items():
         checks.between(value, *limits[field], field)
-    return Spec(spec.name, spec.dimension, spec.metric, spec.model, **given)
+    indexes = settings.indexes or ()
+    checks.between(len(indexes), 0, MAX_INDEXES, "the number of indexes")
+    for field in indexes:
+        if not all(field.split(".")):
+            raise InvalidArgument(f"indexes holds {field!r}, which is no path of keys joined by dots", field="indexes")
+    return Spec(spec.name, spec.dimension, spec.metric, spec.model, indexes=indexes, **given)
 
 
 def no_document(collection: str, document_id: str) -> NotFound:
@@ -76,27 +89,44 @@ def no_document(collection: str, document_id: str) -> NotFound:
 async def query(hosted: Hosted, command: messages.Search) -> Query:
     """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
     checks.between(command.k, 1, checks.MAX_K, "k")
+    if command.ef is not None:
+        checks.between(command.ef, 1, MAX_EF, "ef")
     return Query(
-        await _vector(hosted, command),
+        await _vectors(hosted, command),
         command.k,
         Filter(command.filter) if command.filter else None,
         command.exact,
         exclude=command.id,
         include_vector="vector" in command.include,
+        ef=command.ef,
+        several=command.vectors is not None,
     )
 
 
-async def _vector(hosted: Hosted, command: messages.Search) -> Vector:
-    given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
+async def _vectors(hosted: Hosted, command: messages.Search) -> Vector:
+    """Return the vectors[n, d] to search for."""
+    given = [name for name in ("vector", "vectors", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
         raise InvalidArgument(
-            f"search needs one of vector, text and id; it has {', '.join(given) or 'none'}", field="vector"
+            f"search needs one of vector, vectors, text and id; it has {', '.join(given) or 'none'}", field="vector"
         )
+    if command.vectors is not None:
+        checks.between(len(command.vectors), 1, MAX_VECTORS, "the number of vectors")
+        return np.stack([_parse(hosted, one, f"vectors[{i}]") for i, one in enumerate(command.vectors)])
+    return (await _vector(hosted, command))[np.newaxis]
+
+
+def _parse(hosted: Hosted, raw: messages.RawVector, field: str) -> Vector:
+    vector = vectors.parse(raw, field)
+    spec = hosted.collection.spec
+    vectors.check(vector, spec.dimension, spec.metric, field)
+    return vector
+
+
+async def _vector(hosted: Hosted, command: messages.Search) -> Vector:
     collection = hosted.collection
     if command.vector is not None:
-        vector = vectors.parse(command.vector)
-        vectors.check(vector, collection.spec.dimension, collection.spec.metric)
-        return vector
+        return _parse(hosted, command.vector, "vector")
     if command.text is not None:
         return await _embed(hosted, command.text)
     assert command.id is not None, "one of the three is given"

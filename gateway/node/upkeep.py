@@ -1,13 +1,14 @@
-"""What one collection needs beside its commits: hot rows moved to the graph, the log copied, snapshots."""
+"""What one collection needs beside its commits: hot rows moved to the graph, graphs made anew, the database kept small,
+snapshots, old deletions forgotten."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import structlog
 
@@ -18,35 +19,75 @@ from gateway.faults import internal
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-_GENTLE_ROWS = 8
-_GENTLE_PAUSE_S = 0.004
-_HURRY_ROWS = 128
+_QUIET_S = 1.0
+_RETRY_S = 1.0
+_PURGE_INTERVAL_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class HotLimits:
-    """Rows beyond `target` are moved to the graph; with `limit` rows, commits wait for the mover.
-
-    Up to twice the target they are moved a few at a time, with pauses: an insertion is a core's work, and where cores are
-    few it is the events that would wait for it. Beyond that, at full speed.
-    """
+    """Rows beyond `target` are moved to the graph; with `limit` rows, commits wait for the mover."""
 
     target: int = 1024
     limit: int = 32_768
 
 
-class Upkeep:
-    """Call on the event loop, between `start` and `stop`."""
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """In seconds: between snapshots of a changing graph; how long deletions are remembered."""
 
-    def __init__(self, collection: Collection, executor: Executor, hot: HotLimits, snapshot_interval_s: float) -> None:
+    snapshot_interval_s: float
+    tombstone_retention_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Pace:
+    """An insertion is a core's work, and where cores are few it is the events that wait for it. So the mover takes a few
+    rows at a time, with pauses, while there is time, and hurries on all cores only as the hot buffer grows long."""
+
+    rows: int
+    pause_s: float
+    hurry: bool = False
+
+
+_GENTLE = _Pace(8, 0.004)
+_BRISK = _Pace(16, 0.001)
+_HURRY = _Pace(512, 0.0, hurry=True)
+
+
+@dataclass(frozen=True, slots=True)
+class UpkeepThreads:
+    """`upkeep` for what is short; `rebuild` makes graphs, one at a time in the process, so that memory is bounded."""
+
+    upkeep: Executor
+    rebuild: Executor
+
+
+class Upkeep:
+    """Call on the event loop, between `start` and `stop`. `waited_s` is told how long a commit waited for the mover."""
+
+    def __init__(
+        self,
+        collection: Collection,
+        threads: UpkeepThreads,
+        hot: HotLimits,
+        timing: Timing,
+        waited_s: Callable[[float], None],
+    ) -> None:
         self._collection = collection
-        self._executor = executor
-        self._hot = hot
-        self._snapshot_interval_s = snapshot_interval_s
+        self._threads = threads
+        own_target = collection.spec.hot_rows
+        self._target = hot.target if own_target is None else own_target
+        self._limit = max(hot.limit, 2 * self._target)
+        self._timing = timing
+        self._waited_s = waited_s
+        self._loop = asyncio.get_running_loop()
+        self._last_commit = self._loop.time()
         self._needed = asyncio.Event()
         self._moved = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._stopping = False
+        self._rebuilding: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -54,23 +95,31 @@ class Upkeep:
         self._task = asyncio.create_task(self._run(), name=f"upkeep {self._collection.spec.name}")
 
     async def stop(self) -> None:
-        """End, after a last snapshot where anything has changed since the one before."""
+        """End, after a last snapshot where one is worth it."""
         self._stopping = True
         self._needed.set()
         if self._task is not None:
             await self._task
 
+    @property
+    def rebuilding(self) -> bool:
+        return self._rebuilding is not None
+
     def nudge(self) -> None:
         """Tell that there was a commit."""
-        if self._collection.hot_rows > self._hot.target or self._collection.needs_tidying:
-            self._needed.set()
+        self._last_commit = self._loop.time()
+        self._needed.set()
 
     async def room(self) -> None:
         """Wait until the hot buffer has room for a commit."""
-        while self._collection.hot_rows >= self._hot.limit:
+        if self._collection.hot_rows < self._limit:
+            return
+        started = self._loop.time()
+        while self._collection.hot_rows >= self._limit:
             self._moved.clear()
             self._needed.set()
             await self._moved.wait()
+        self._waited_s(self._loop.time() - started)
 
     async def snapshot(self) -> int:
         """Write a snapshot now; return the index_version it was taken at. Raises StorageUnavailable."""
@@ -78,41 +127,117 @@ class Upkeep:
             return await self._in_thread(self._collection.write_snapshot)
 
     async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        due = loop.time() + self._snapshot_interval_s
+        snapshot_due = self._loop.time() + self._timing.snapshot_interval_s
+        purge_due = self._loop.time()
         while not self._stopping:
+            due = min(snapshot_due, purge_due)
             try:
-                async with asyncio.timeout_at(due):
+                async with asyncio.timeout_at(min(due, self._quiet_due())):
                     await self._needed.wait()
             except TimeoutError:
-                due = loop.time() + self._snapshot_interval_s
-                await self._snapshot_if_changed()
+                pass
             self._needed.clear()
-            try:
-                await self._catch_up()
-            except Exception as error:  # upkeep goes on with the next nudge; without it commits would come to wait
-                internal(error, collection=self._collection.spec.name)
-        await self._snapshot_if_changed()
+            if self._loop.time() >= snapshot_due:
+                snapshot_due += self._timing.snapshot_interval_s
+                await self._snapshot_if_needed()
+            if self._loop.time() >= purge_due:
+                purge_due += _PURGE_INTERVAL_S
+                await self._guarded(self._purge())
+            await self._guarded(self._catch_up())
+        if self._rebuilding is not None:
+            await self._rebuilding
+        await self._snapshot_if_needed()
+
+    async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Upkeep goes on whatever fails in it: without it commits would come to wait."""
+        try:
+            await work
+        except StorageUnavailable as error:
+            log.warning("upkeep_failed", collection=self._collection.spec.name, reason=error.message)
+            await asyncio.sleep(_RETRY_S)
+        except Exception as error:  # as above
+            internal(error, collection=self._collection.spec.name)
+            await asyncio.sleep(_RETRY_S)
+
+    def _quiet_due(self) -> float:
+        """The time at which what waits for the writes to pause can be done; infinity where nothing does."""
+        waits = self._surplus(0) or self._collection.needs_tidying(quiet=True)
+        return self._last_commit + _QUIET_S if waits else float("inf")
+
+    @property
+    def _quiet(self) -> bool:
+        return self._loop.time() - self._last_commit >= _QUIET_S
+
+    def _surplus(self, target: int) -> int:
+        """Return how many hot rows are to be moved. A collection that `target` holds wholly needs no graph."""
+        live, dead = self._collection.graph_size
+        if live + dead == 0 and self._collection.hot_rows <= self._target:
+            return 0
+        return self._collection.hot_rows - target
 
     async def _catch_up(self) -> None:
-        while self._collection.hot_rows > self._hot.target and not self._stopping:
-            hurry = self._collection.hot_rows > 2 * self._hot.target
-            async with self._one_at_a_time:
-                await self._in_thread(partial(self._collection.move, _HURRY_ROWS if hurry else _GENTLE_ROWS))
-            self._moved.set()
-            if not hurry:
-                await asyncio.sleep(_GENTLE_PAUSE_S)
-        if self._collection.needs_tidying:
-            async with self._one_at_a_time:
-                await self._in_thread(self._collection.tidy)
+        while not self._stopping:
+            if self._collection.needs_tidying(quiet=self._quiet):
+                await self._alone(self._collection.tidy)
+            target = 0 if self._quiet else self._target
+            if self.rebuilding:
+                # What is moved now has to be moved again when the fresh graph is there.
+                target = max(target, self._limit // 2)
+            if self._surplus(target) > 0:
+                pace = self._pace(target)
+                await self._alone(partial(self._collection.move, pace.rows, hurry=pace.hurry))
+                self._moved.set()
+                await asyncio.sleep(pace.pause_s)
+            elif self._collection.needs_moving:
+                await self._alone(partial(self._collection.move, 1))
+            else:
+                break
+            self._rebuild_if_needed()
+        self._rebuild_if_needed()
 
-    async def _snapshot_if_changed(self) -> None:
-        if not self._collection.changed_since_snapshot:
+    def _pace(self, target: int) -> _Pace:
+        rows = self._collection.hot_rows
+        if rows > max(8 * self._target, self._limit // 4, target):
+            return _HURRY
+        return _BRISK if rows > 2 * self._target else _GENTLE
+
+    def _rebuild_if_needed(self) -> None:
+        if self._rebuilding is None and self._collection.needs_rebuild and not self._stopping:
+            self._rebuilding = asyncio.create_task(self._guarded(self._rebuild()))
+            self._rebuilding.add_done_callback(self._rebuilt)
+
+    async def _rebuild(self) -> None:
+        name = self._collection.spec.name
+        live, dead = self._collection.graph_size
+        started = self._loop.time()
+        log.info("rebuild_started", collection=name, live=live, dead=dead)
+        rebuild = partial(self._collection.rebuild, lambda: self._stopping)
+        finish = await self._loop.run_in_executor(self._threads.rebuild, rebuild)
+        if finish is None:
+            return
+        await self._alone(finish)
+        log.info("rebuild_finished", collection=name, seconds=round(self._loop.time() - started, 3))
+
+    def _rebuilt(self, _: asyncio.Task[None]) -> None:
+        self._rebuilding = None
+        self._needed.set()
+
+    async def _purge(self) -> None:
+        purge = partial(self._collection.purge, int(self._timing.tombstone_retention_s * 1e6))
+        if purged := await self._alone(purge):
+            log.info("deletions_forgotten", collection=self._collection.spec.name, count=purged)
+
+    async def _snapshot_if_needed(self) -> None:
+        if not self._collection.needs_snapshot:
             return
         try:
             await self.snapshot()
         except StorageUnavailable as error:
             log.warning("snapshot_failed", collection=self._collection.spec.name, reason=error.message)
 
+    async def _alone(self, work: Callable[[], _T]) -> _T:
+        async with self._one_at_a_time:
+            return await self._in_thread(work)
+
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, work)
+        return await self._loop.run_in_executor(self._threads.upkeep, work)

@@ -84,6 +84,7 @@ class Get(CollectionCommand, frozen=True, kw_only=True):
 
 class Search(CollectionCommand, frozen=True, kw_only=True):
     vector: RawVector | None = None
+    vectors: list[RawVector] | None = None
     text: str | None = None
     id: str | None = None
     k: int = 10
@@ -91,6 +92,7 @@ class Search(CollectionCommand, frozen=True, kw_only=True):
     include: tuple[Include, ...] = ()
     min_index_version: int | None = None
     exact: bool = False
+    ef: int | None = None
 
 
 class ProductCreated(WriteCommand, frozen=True, kw_only=True):
@@ -191,7 +193,8 @@ class ResultItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Results(Message, frozen=True, kw_only=True, tag="results"):
     collection: str
     index_version: int
-    results: tuple[ResultItem, ...]
+    results: tuple[ResultItem, ...] | tuple[tuple[ResultItem, ...], ...]
+    """A list for each vector where the search had `vectors`."""
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

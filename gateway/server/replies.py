@@ -31,8 +31,10 @@ def document(
 
 
 def results(collection: str, answer: Answer, include: Sequence[Include], codec: Codec) -> messages.Results:
-    items = tuple(_item(hit, include, codec) for hit in answer.hits)
-    return messages.Results(collection=collection, index_version=answer.index_version, results=items)
+    lists = tuple(tuple(_item(hit, include, codec) for hit in hits) for hits in answer.results)
+    return messages.Results(
+        collection=collection, index_version=answer.index_version, results=lists if answer.several else lists[0]
+    )
 
 
 def _item(hit: Hit, include: Sequence[Include], codec: Codec) -> messages.ResultItem:

@@ -27,6 +27,10 @@ def vector(*numbers: float) -> Vector:
     return np.array(numbers, np.float32)
 
 
+def vectors(*rows: Vector) -> Vector:
+    return np.stack(rows)
+
+
 def put(document_id: str, *numbers: float, metadata: Metadata | None = None, if_version: int | None = None) -> Put:
     return Put(document_id, vector(*numbers) if numbers else None, metadata=metadata, if_version=if_version)
 
@@ -55,5 +59,5 @@ def outcomes(collection: Collection, *writes: Write) -> Sequence[WriteOutcome]:
 
 
 def nearest(collection: Collection, *numbers: float, k: int = 10, exact: bool = False) -> list[str]:
-    answer = collection.search(Query(vector(*numbers), k, exact=exact))
-    return [hit.document.id for hit in answer.hits]
+    answer = collection.search(Query(vectors(vector(*numbers)), k, exact=exact))
+    return [hit.document.id for hit in answer.results[0]]

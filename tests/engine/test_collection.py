@@ -22,7 +22,7 @@ from gateway.engine.filter import Filter
 from gateway.engine.merge import patched
 from gateway.engine.types import Done, Patch, Put, Remove, Span, Status
 from gateway.errors import Conflict, NotFound, StorageUnavailable
-from tests.engine.support import DIMENSION, clock, commit, make, nearest, outcomes, put, reopen, vector, write
+from tests.engine.support import DIMENSION, clock, commit, make, nearest, outcomes, put, reopen, vector, vectors, write
 
 IDS = st.sampled_from([f"d{i}" for i in range(8)])
 NUMBERS = st.integers(-3, 3).map(float)
@@ -123,13 +123,13 @@ class CollectionAgreesWithADict(RuleBasedStateMachine):
     )
     def search(self, numbers: list[float], k: int, wanted: int, kind: str) -> None:
         where = Filter({"x": wanted}) if kind == "filter" else None
-        answer = self.collection.search(Query(vector(*numbers), k, where, exact=kind == "exact"))
+        answer = self.collection.search(Query(vectors(vector(*numbers)), k, where, exact=kind == "exact"))
         allowed = {i: e for i, e in self.model.items() if where is None or e.metadata.get("x") == wanted}
         scores = {i: -float(np.square(np.subtract(numbers, e.vector)).sum()) for i, e in allowed.items()}
-        assert [hit.score for hit in answer.hits] == pytest.approx(sorted(scores.values(), reverse=True)[:k])
-        assert all(hit.score == pytest.approx(scores[hit.document.id]) for hit in answer.hits)
+        assert [hit.score for hit in answer.results[0]] == pytest.approx(sorted(scores.values(), reverse=True)[:k])
+        assert all(hit.score == pytest.approx(scores[hit.document.id]) for hit in answer.results[0])
         assert answer.index_version == self.index_version
-        for hit in answer.hits:
+        for hit in answer.results[0]:
             assert hit.document.version == self.model[hit.document.id].version
             assert msgspec.json.decode(hit.document.metadata) == self.model[hit.document.id].metadata
 
@@ -202,10 +202,10 @@ def test_a_search_beside_a_writer_shows_documents_as_of_one_version(tmp_path: Pa
     writer.start()
     try:
         for _ in range(300):
-            answer = collection.search(Query(vector(10, 0, 0, 0), 20, include_vector=True))
-            assert len(answer.hits) == 20
+            answer = collection.search(Query(vectors(vector(10, 0, 0, 0)), 20, include_vector=True))
+            assert len(answer.results[0]) == 20
             turns = set()
-            for hit in answer.hits:
+            for hit in answer.results[0]:
                 assert hit.vector is not None
                 x, turn = msgspec.json.decode(hit.document.metadata)["at"]
                 assert np.frombuffer(hit.vector, np.float32)[:2].tolist() == [x, turn]

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine.filter import MATCH_FUNCTION, MAX_DEPTH, Filter, sql_match
+from gateway.engine import filter_sql
+from gateway.engine.filter import MAX_DEPTH, Filter
+from gateway.engine.filter_sql import MATCH_FUNCTION, sql_match
 from gateway.errors import InvalidFilter
 
 METADATA = {
@@ -34,7 +36,7 @@ def by_sql(parsed: Filter, metadata: dict[str, Any]) -> bool:
     connection = sqlite3.connect(":memory:")
     try:
         connection.create_function(MATCH_FUNCTION, 2, sql_match)
-        sql, parameters = parsed.sql("m.metadata")
+        sql, parameters = filter_sql.where(parsed.condition, "m.metadata", lambda _leaf, _parameters: None)
         text = msgspec.json.encode(metadata).decode()
         row = connection.execute(
             f"SELECT count(*) FROM (SELECT ? AS metadata) m WHERE {sql}", [text, *parameters]

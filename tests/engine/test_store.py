@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engine import store
+from gateway.engine import database
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.store import Store
@@ -57,15 +57,15 @@ def test_vectors_come_where_asked_for(collection: Collection) -> None:
     assert collection.changes(Span(5, 5, 6), 10).changes[0].vector is None
 
 
-def test_scan_goes_by_the_filter(collection: Collection, tmp_path: Path) -> None:
-    with_reader = Store(tmp_path / "things" / "store.db")
-    reader = with_reader.reader()
-    labels = [label for block, _ in reader.scan(Filter({"n": {"$gte": 4}}), 1) for label in block.tolist()]
-    assert sorted(labels) == [2, 5]
-    rows = [row for _, block in reader.scan(Filter({"n": 10})) for row in block.tolist()]
-    assert rows == [[1, 0, 0, 0]]
+def test_a_filter_finds_labels_and_blocks_their_vectors(collection: Collection, tmp_path: Path) -> None:
+    opened = Store(tmp_path / "things" / "store.db")
+    reader = opened.reader()
+    assert reader.matching(Filter({"n": {"$gte": 4}})).tolist() == [2, 5]
+    (found, rows), *others = reader.blocks(reader.matching(Filter({"n": 10})))
+    assert (found.tolist(), rows.tolist(), others) == ([2], [[1, 0, 0, 0]], [])
+    assert sorted(label for block, _ in reader.scan() for label in block.tolist()) == [1, 2, 4, 5]
     reader.close()
-    with_reader.close()
+    opened.close()
 
 
 def test_a_snapshot_does_not_see_later_commits(collection: Collection, tmp_path: Path) -> None:
@@ -103,9 +103,9 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
-    store.create(path, SPEC, "epoch")
+    database.create(path, SPEC, "epoch")
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version={store.FORMAT + 1}")
+        connection.execute(f"PRAGMA user_version={database.FORMAT + 1}")
     connection.close()
     with pytest.raises(StorageUnavailable, match="format 2"):
         Store(path)

@@ -1,0 +1,156 @@
+"""Reading a collection's database, beside its writer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from gateway.engine import database, filter_sql
+from gateway.engine.database import DOCUMENT, storage_errors, transaction
+from gateway.engine.filter import Filter
+from gateway.engine.terms import Terms
+from gateway.engine.types import Change, Document, EventType, Labels, Page, Span, Spec, Vector
+
+_ROWS_AT_A_TIME = 1024
+
+
+class Reader:
+    """A connection that only reads; one thread at a time. Methods raise StorageUnavailable.
+
+    Within `snapshot` all reads see the same state of the collection; outside, each sees the newest.
+    """
+
+    def __init__(self, path: Path, spec: Spec) -> None:
+        self._dimension = spec.dimension
+        self._terms = Terms(spec.indexes)
+        with storage_errors(f"open {path}"):
+            self._connection = database.connect(path)
+            self._connection.execute("PRAGMA query_only=1")
+            self._connection.create_function(filter_sql.MATCH_FUNCTION, 2, filter_sql.sql_match, deterministic=True)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[int]:
+        """Pin the newest committed state for the reads inside; yields its index_version."""
+        with storage_errors("read"), transaction(self._connection, "DEFERRED"):
+            yield database.meta(self._connection, "index_version")
+
+    def document(self, document_id: str) -> Document | None:
+        """Return a document, or None where there is none (a tombstone counts as none)."""
+        with storage_errors("read a document"):
+            row = self._connection.execute(
+                f"SELECT {DOCUMENT} FROM documents d WHERE d.id = ? AND d.vector_version IS NOT NULL", (document_id,)
+            ).fetchone()
+        return database.document(row) if row else None
+
+    def by_vector(self, labels: Sequence[int]) -> dict[int, Document]:
+        """Return, by label, the documents whose current vectors have these labels."""
+        with storage_errors("read documents"):
+            rows = database.chunked(
+                self._connection,
+                f"SELECT {DOCUMENT} FROM vectors v JOIN documents d ON d.key = v.document"
+                " AND d.vector_version = v.vector_version WHERE v.vector_version IN",
+                labels,
+            )
+            return {row[4]: database.document(row) for row in rows}
+
+    def vectors(self, labels: Sequence[int]) -> dict[int, bytes]:
+        """Return the vectors stored under these labels, by label."""
+        with storage_errors("read vectors"):
+            return database.vectors(self._connection, labels)
+
+    def labels(self) -> Labels:
+        """Return the labels of all current vectors, ascending."""
+        with storage_errors("read labels"):
+            rows = self._connection.execute(
+                "SELECT vector_version FROM documents INDEXED BY documents_by_change WHERE vector_version IS NOT NULL"
+            )
+            labels = np.fromiter((label for (label,) in rows), np.int64)
+        labels.sort()
+        return labels
+
+    def labels_between(self, first: int, end: int) -> Labels:
+        """Return the labels from `first` up to but not including `end` of current vectors, ascending."""
+        with storage_errors("read labels"):
+            rows = self._connection.execute(
+                "SELECT v.vector_version FROM vectors v JOIN documents d ON d.key = v.document"
+                " AND d.vector_version = v.vector_version WHERE v.vector_version >= ? AND v.vector_version < ?"
+                " ORDER BY v.vector_version",
+                (first, end),
+            )
+            return np.fromiter((label for (label,) in rows), np.int64)
+
+    def matching(self, where: Filter) -> Labels:
+        """Return the labels of all documents that `where` matches, ascending."""
+        sql, parameters = filter_sql.where(where.condition, "d.metadata", self._terms.sql)
+        with storage_errors("filter"):
+            rows = self._connection.execute(
+                f"SELECT d.vector_version FROM documents d WHERE d.vector_version IS NOT NULL AND {sql}", parameters
+            )
+            labels = np.fromiter((label for (label,) in rows), np.int64)
+        labels.sort()
+        return labels
+
+    def metadata_after(self, index_version: int) -> Iterator[tuple[int, str]]:
+        """Yield label and metadata of every document that has changed after `index_version` and still is there."""
+        with storage_errors("read changes"):
+            yield from self._connection.execute(
+                "SELECT vector_version, metadata FROM documents WHERE index_version > ? AND vector_version IS NOT NULL",
+                (index_version,),
+            )
+
+    def rows(self, labels: Labels) -> Vector:
+        """Return the vectors[n, d] stored under labels[n], all of which there are."""
+        wanted = labels.tolist()
+        found = self.vectors(wanted)
+        return self._matrix(found[label] for label in wanted)
+
+    def scan(self) -> Iterator[tuple[Labels, Vector]]:
+        """Yield labels[n] and vectors[n, d] of all documents, in blocks."""
+        with storage_errors("scan"):
+            cursor = self._connection.execute(
+                "SELECT v.vector_version, v.vector FROM documents d JOIN vectors v USING (vector_version)"
+            )
+            while rows := cursor.fetchmany(_ROWS_AT_A_TIME):
+                yield np.array([label for label, _ in rows], np.int64), self._matrix(vector for _, vector in rows)
+
+    def blocks(self, labels: Labels) -> Iterator[tuple[Labels, Vector]]:
+        """Yield the vectors that are there under `labels` as `scan` does; those that aren't are left out."""
+        for start in range(0, len(labels), _ROWS_AT_A_TIME):
+            found = self.vectors(labels[start : start + _ROWS_AT_A_TIME].tolist())
+            yield np.fromiter(found, np.int64), self._matrix(found.values())
+
+    def _matrix(self, blobs: Iterable[bytes]) -> Vector:
+        return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, self._dimension)
+
+    def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
+        """Return the latest state of what changed in `span`, `limit` documents at most.
+
+        A document that has changed again after the span is left out: it comes with a later one.
+        """
+        vector = "v.vector" if with_vectors else "NULL"
+        join = "LEFT JOIN vectors v USING (vector_version)" if with_vectors else ""
+        with storage_errors("read changes"):
+            rows = self._connection.execute(
+                f"SELECT {DOCUMENT}, {vector} FROM documents d {join}"
+                " WHERE d.index_version > ? AND d.index_version <= ? ORDER BY d.index_version LIMIT ?",
+                (span.after, span.through, limit),
+            ).fetchall()
+        changes = tuple(_net_change(database.document(row), span.origin, row[9]) for row in rows)
+        more = len(rows) == limit
+        return Page(changes, changes[-1].document.index_version if more else span.through, more)
+
+
+def _net_change(document: Document, origin: int, vector: bytes | None) -> Change:
+    if document.deleted:
+        event_type = EventType.DELETE
+    elif document.created > origin:
+        event_type = EventType.INSERT
+    else:
+        event_type = EventType.UPDATE
+    return Change(event_type, document, None, vector)
