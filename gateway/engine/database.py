@@ -29,8 +29,8 @@ APPLICATION_ID = 0x686F7469
 PAGE_BYTES = 4096
 _MARKS = 64
 
-_SCHEMA = """
-CREATE TABLE meta(key TEXT PRIMARY KEY, value ANY) WITHOUT ROWID;
+SCHEMA = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID;
 CREATE TABLE documents(
     key INTEGER PRIMARY KEY,
     id TEXT NOT NULL UNIQUE,
@@ -49,7 +49,7 @@ CREATE INDEX tombstones ON documents(updated_at) WHERE vector_version IS NULL;
 CREATE TABLE vectors(vector_version INTEGER PRIMARY KEY, document INTEGER NOT NULL, vector BLOB NOT NULL);
 CREATE TABLE garbage(position INTEGER PRIMARY KEY, vector_version INTEGER NOT NULL);
 CREATE TABLE terms(
-    field INTEGER NOT NULL, value ANY NOT NULL, document INTEGER NOT NULL, PRIMARY KEY(field, value, document)
+    field INTEGER NOT NULL, value BLOB NOT NULL, document INTEGER NOT NULL, PRIMARY KEY(field, value, document)
 ) WITHOUT ROWID;
 CREATE TABLE events(event_id TEXT PRIMARY KEY, at INTEGER NOT NULL, outcome BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX events_by_time ON events(at);
@@ -106,7 +106,7 @@ def create(path: Path, spec: Spec, epoch: str) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version={FORMAT}")
-            connection.executescript(f"BEGIN; {_SCHEMA} COMMIT;")
+            connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             facts = {"epoch": epoch, "spec": msgspec.msgpack.encode(spec), "index_version": 0}
             facts |= {"version_floor": 0, "purged_through": 0}
             with transaction(connection):

@@ -6,7 +6,8 @@ import shutil
 import sqlite3
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,25 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from gateway.engine.collection import Query
+from gateway.engine.collection import Collection, Query
 from gateway.engine.filter import Filter
 from gateway.engine.merge import patched
-from gateway.engine.types import Done, Patch, Put, Remove, Span, Status
+from gateway.engine.types import Done, Patch, Put, Remove, Span, Status, Vector
 from gateway.errors import Conflict, NotFound, StorageUnavailable
-from tests.engine.support import DIMENSION, clock, commit, make, nearest, outcomes, put, reopen, vector, vectors, write
+from tests.engine.support import (
+    DIMENSION,
+    SPEC,
+    clock,
+    commit,
+    make,
+    nearest,
+    outcomes,
+    put,
+    reopen,
+    vector,
+    vectors,
+    write,
+)
 
 IDS = st.sampled_from([f"d{i}" for i in range(8)])
 NUMBERS = st.integers(-3, 3).map(float)
@@ -39,18 +53,20 @@ class Expected:
 
 
 class CollectionAgreesWithADict(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
+    @initialize(indexes=st.sampled_from([(), ("x",), ("x", "y")]))
+    def begin(self, indexes: tuple[str, ...]) -> None:
         self.directory = Path(tempfile.mkdtemp())
         self.now = clock()
-        self.collection = make(self.directory / "things", now=self.now)
+        self.collection = make(self.directory / "things", replace(SPEC, indexes=indexes), now=self.now)
         self.model: dict[str, Expected] = {}
         self.versions: dict[str, int] = {}
+        self.forgotten_version = 0
         self.index_version = 0
+        self.finish_rebuild: Callable[[], None] | None = None
 
     def _changed(self, document_id: str) -> int:
         self.index_version += 1
-        self.versions[document_id] = self.versions.get(document_id, 0) + 1
+        self.versions[document_id] = self.versions.get(document_id, self.forgotten_version) + 1
         return self.versions[document_id]
 
     @rule(document_id=IDS, numbers=VECTORS, metadata=METADATA)
@@ -114,17 +130,54 @@ class CollectionAgreesWithADict(RuleBasedStateMachine):
         self.collection.tidy()
 
     @rule()
+    def rebuild(self) -> None:
+        """The fresh graph takes the other's place at once, or after whatever comes next."""
+        if self.finish_rebuild is None:
+            self.finish_rebuild = self.collection.rebuild(lambda: False)
+        else:
+            self.finish_rebuild()
+            self.finish_rebuild = None
+
+    @rule()
+    def purge(self) -> None:
+        forgotten = {i: version for i, version in self.versions.items() if i not in self.model}
+        assert self.collection.purge(0) == len(forgotten)
+        self.forgotten_version = max([self.forgotten_version, *forgotten.values()])
+        for document_id in forgotten:
+            del self.versions[document_id]
+
+    @rule()
     def restart(self) -> None:
         self.collection.close()
-        self.collection = reopen(self.directory / "things", self.now)
+        self._open(self.directory / "things")
+
+    @rule()
+    def crash(self) -> None:
+        """Go on from the files as they lie there, as after a kill."""
+        copied = Path(tempfile.mkdtemp())
+        shutil.copytree(self.directory, copied, dirs_exist_ok=True)
+        self.collection.close()
+        shutil.rmtree(self.directory)
+        self.directory = copied
+        self._open(copied / "things")
+
+    def _open(self, directory: Path) -> None:
+        self.finish_rebuild = None
+        self.collection = reopen(directory, self.now)
 
     @rule(
-        numbers=VECTORS, k=st.integers(1, 10), wanted=st.integers(0, 2), kind=st.sampled_from(["", "exact", "filter"])
+        numbers=VECTORS,
+        k=st.integers(1, 10),
+        where=st.sampled_from(
+            [None, {"x": 0}, {"x": {"$gte": 1}}, {"y": {"$exists": False}}, {"$not": {"x": 2, "z": 1}}]
+        ),
+        exact=st.booleans(),
+        ef=st.sampled_from([None, 1, 100]),
     )
-    def search(self, numbers: list[float], k: int, wanted: int, kind: str) -> None:
-        where = Filter({"x": wanted}) if kind == "filter" else None
-        answer = self.collection.search(Query(vectors(vector(*numbers)), k, where, exact=kind == "exact"))
-        allowed = {i: e for i, e in self.model.items() if where is None or e.metadata.get("x") == wanted}
+    def search(self, numbers: list[float], k: int, where: dict[str, Any] | None, exact: bool, ef: int | None) -> None:
+        parsed = Filter(where) if where else None
+        answer = self.collection.search(Query(vectors(vector(*numbers)), k, parsed, exact=exact, ef=ef))
+        allowed = {i: e for i, e in self.model.items() if parsed is None or parsed.matches(e.metadata)}
         scores = {i: -float(np.square(np.subtract(numbers, e.vector)).sum()) for i, e in allowed.items()}
         assert [hit.score for hit in answer.results[0]] == pytest.approx(sorted(scores.values(), reverse=True)[:k])
         assert all(hit.score == pytest.approx(scores[hit.document.id]) for hit in answer.results[0])
@@ -277,4 +330,169 @@ def test_a_conflict_between_two_writers_is_seen_by_the_later(tmp_path: Path) -> 
     assert isinstance(first, Done)
     assert isinstance(second, Conflict)
     assert second.version == 2
+    collection.close()
+
+
+def test_a_commit_that_replaces_many_vectors_leaves_their_deletion_for_later(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 1) for i in range(200)))
+    commit(collection, *(put(f"d{i}", i, 0, 0, 2) for i in range(200)))
+    assert collection.needs_tidying(quiet=True)
+    assert not collection.needs_tidying(quiet=False)
+    assert nearest(collection, 7, 0, 0, 2, k=1) == ["d7"]
+    collection.close()
+    recovered = reopen(tmp_path / "things")
+    assert recovered.document_count == 200
+    assert stored_vectors(tmp_path) == 400
+    recovered.tidy()
+    assert stored_vectors(tmp_path) == 200
+    assert not recovered.needs_tidying(quiet=True)
+    assert nearest(recovered, 7, 0, 0, 2, k=1, exact=True) == ["d7"]
+    recovered.close()
+
+
+def stored_vectors(folder: Path) -> int:
+    connection = sqlite3.connect(folder / "things" / "store.db")
+    count: int = connection.execute("SELECT count(*) FROM vectors").fetchone()[0]
+    connection.close()
+    return count
+
+
+def test_space_is_given_back_after_large_deletions(tmp_path: Path) -> None:
+    spec = replace(SPEC, dimension=1024)
+    collection = make(tmp_path / "things", spec)
+    rows = np.random.default_rng(1).standard_normal((2000, 1024)).astype(np.float32)
+    commit(collection, *(Put(f"d{i}", row) for i, row in enumerate(rows)))
+    commit(collection, *(Remove(f"d{i}") for i in range(1990)))
+    while collection.needs_tidying(quiet=True):
+        collection.tidy()
+    collection.close()
+    assert (tmp_path / "things" / "store.db").stat().st_size < 5 << 20, "of more than 8 MiB of vectors"
+    recovered = reopen(tmp_path / "things")
+    assert nearest(recovered, *rows[1995].tolist(), k=1) == ["d1995"]
+    recovered.close()
+
+
+@pytest.fixture(scope="module")
+def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Collection, Vector]]:
+    """6,000 random documents, most of them in the graph; `share` is in (0, 1], evenly."""
+    collection = make(tmp_path_factory.mktemp("crowd") / "things", replace(SPEC, dimension=16))
+    data = np.random.default_rng(3).standard_normal((6000, 16)).astype(np.float32)
+    commit(collection, *(Put(f"d{i}", row, metadata={"share": (i + 1) / 6000}) for i, row in enumerate(data)))
+    collection.move(5000, hurry=True)
+    yield collection, data
+    collection.close()
+
+
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.001])
+def test_filtered_searches_find_what_exact_ones_find(crowd: tuple[Collection, Vector], share: float) -> None:
+    collection, data = crowd
+    where = Filter({"share": {"$lte": share}})
+    found = total = 0
+    for query in data[:50] + 0.1:
+        expected = collection.search(Query(query[np.newaxis], 10, where, exact=True)).results[0]
+        answer = collection.search(Query(query[np.newaxis], 10, where)).results[0]
+        assert len(answer) == min(10, 6000 * share)
+        assert all(msgspec.json.decode(hit.document.metadata)["share"] <= share for hit in answer)
+        found += len({hit.document.id for hit in answer} & {hit.document.id for hit in expected})
+        total += len(expected)
+    assert found >= 0.97 * total
+
+
+def test_a_filter_far_from_the_query_is_still_answered_in_full(tmp_path: Path) -> None:
+    """What the filter allows lies on the other side: no neighbour of the query is allowed."""
+    collection = make(tmp_path / "things", replace(SPEC, dimension=16))
+    data = np.random.default_rng(3).standard_normal((12_000, 16)).astype(np.float32)
+    data[:, 0] = np.where(np.arange(12_000) < 6000, 50, -50)
+    commit(collection, *(Put(f"d{i}", row, metadata={"far": i < 6000}) for i, row in enumerate(data)))
+    collection.move(12_000, hurry=True)
+    where = Filter({"far": True})
+    query = Query(data[-1:], 10, where)
+    expected = [hit.document.id for hit in collection.search(replace(query, exact=True)).results[0]]
+    assert [hit.document.id for hit in collection.search(query).results[0]] == expected
+    collection.close()
+
+
+def test_an_answer_the_graph_can_not_complete_is_completed_exactly(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, i % 7, 0, 1) for i in range(1500)))
+    collection.move(1500, hurry=True)
+    commit(collection, *(Remove(f"d{i}") for i in range(1440)))
+    collection.move(1)
+    assert collection.graph_size == (60, 1440)
+    for k in (10, 60, 100):
+        assert nearest(collection, 1500, 0, 0, 1, k=k) == nearest(collection, 1500, 0, 0, 1, k=k, exact=True)
+    collection.close()
+
+
+def test_several_vectors_are_answered_as_of_one_state(crowd: tuple[Collection, Vector]) -> None:
+    collection, data = crowd
+    answer = collection.search(Query(data[:5], 3, several=True))
+    assert [hits[0].document.id for hits in answer.results] == [f"d{i}" for i in range(5)]
+    filtered = collection.search(Query(data[:5], 3, Filter({"share": {"$gt": 0.5}}), several=True))
+    assert all(len(hits) == 3 for hits in filtered.results)
+
+
+def test_nothing_is_lost_in_a_rebuild_beside_writes_searches_and_the_mover(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 0) for i in range(3000)))
+    collection.move(3000, hurry=True)
+    turn = 0
+    stop = threading.Event()
+    mover = threading.Lock()
+
+    def write_and_search() -> None:
+        nonlocal turn
+        while not stop.is_set():
+            turn += 1
+            for i in range(turn % 50, 3000, 50):
+                commit(collection, put(f"d{i}", i, turn, 0, 0))
+                assert nearest(collection, i, turn, 0, 0, k=1) == [f"d{i}"]
+            with mover:
+                collection.move(32)
+
+    failed: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            write_and_search()
+        except BaseException as error:
+            failed.append(error)
+
+    writer = threading.Thread(target=guarded)
+    writer.start()
+    try:
+        for _ in range(4):
+            finish = collection.rebuild(lambda: False)
+            assert finish is not None
+            with mover:
+                finish()
+    finally:
+        stop.set()
+        writer.join()
+    assert not failed, failed
+    live, dead = collection.graph_size
+    assert collection.document_count == 3000
+    collection.move(10_000, hurry=True)
+    assert collection.graph_size[0] == 3000
+    found = [nearest(collection, *numbers, k=1) for numbers in positions(collection)]
+    assert sum(hit == [f"d{i}"] for i, hit in enumerate(found)) >= 2990
+    assert dead < live
+    collection.close()
+
+
+def positions(collection: Collection) -> Iterator[list[float]]:
+    for i in range(3000):
+        found = collection.get(f"d{i}", include_vector=True)
+        assert found is not None
+        assert found[1] is not None
+        yield np.frombuffer(found[1], np.float32).tolist()
+
+
+def test_a_rebuild_gives_up_when_told_to(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 0) for i in range(3000)))
+    collection.move(3000, hurry=True)
+    assert collection.rebuild(lambda: True) is None
+    assert nearest(collection, 5, 0, 0, 0, k=1) == ["d5"]
     collection.close()

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.engine import filter_sql
-from gateway.engine.filter import MAX_DEPTH, Filter
+from gateway.engine import database, filter_sql
+from gateway.engine.filter import MAX_DEPTH, All, AnyOf, Compare, Condition, Exists, Filter, Not
 from gateway.engine.filter_sql import MATCH_FUNCTION, sql_match
+from gateway.engine.terms import Terms
+from gateway.engine.types import Document, Source
 from gateway.errors import InvalidFilter
 
 METADATA = {
@@ -28,20 +30,39 @@ def matches(source: dict[str, Any], metadata: dict[str, Any] = METADATA) -> bool
     """Return what predicate and SQL say, which has to be the same."""
     parsed = Filter(source)
     predicate = parsed.matches(metadata)
-    assert predicate == by_sql(parsed, metadata)
+    assert predicate == by_sql(parsed, metadata, Terms(()))
+    assert predicate == by_sql(parsed, metadata, Terms(sorted(paths(parsed.condition))))
     return predicate
 
 
-def by_sql(parsed: Filter, metadata: dict[str, Any]) -> bool:
+def paths(condition: Condition) -> set[str]:
+    match condition:
+        case All(parts) | AnyOf(parts):
+            return set().union(*map(paths, parts))
+        case Not(part):
+            return paths(part)
+        case Compare(path) | Exists(path):
+            return {".".join(path)}
+
+
+def by_sql(parsed: Filter, metadata: dict[str, Any], terms: Terms) -> bool:
+    """Ask SQLite, with these fields indexed."""
+    text = msgspec.json.encode(metadata).decode()
+    document = Document("d", 1, 1, 1, 1, Source.VECTOR, 0, text, None)
     connection = sqlite3.connect(":memory:")
     try:
         connection.create_function(MATCH_FUNCTION, 2, sql_match)
-        sql, parameters = filter_sql.where(parsed.condition, "m.metadata", lambda _leaf, _parameters: None)
-        text = msgspec.json.encode(metadata).decode()
-        row = connection.execute(
-            f"SELECT count(*) FROM (SELECT ? AS metadata) m WHERE {sql}", [text, *parameters]
-        ).fetchone()
-        return bool(row[0])
+        connection.executescript(database.SCHEMA)
+        row = (1, "d", 1, 1, 1, 1, 0, 0, text)
+        connection.execute(
+            "INSERT INTO documents(key, id, version, index_version, created, vector_version, source, updated_at, metadata)"
+            " VALUES(?,?,?,?,?,?,?,?,?)",
+            row,
+        )
+        connection.executemany("INSERT INTO terms(field, value, document) VALUES(?, ?, 1)", terms.of(document))
+        sql, parameters = filter_sql.where(parsed.condition, "d.metadata", terms.sql)
+        found = connection.execute(f"SELECT count(*) FROM documents d WHERE {sql}", parameters).fetchone()
+        return bool(found[0])
     finally:
         connection.close()
 
