@@ -17,7 +17,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks named; return 1 if a target was missed, 0 otherwise."""
+    """Run the benchmarks named; return 0, or with --check 1 if a target was missed."""
     parser = argparse.ArgumentParser(
         "hotindex bench",
         epilog="\n".join(f"  {name:<10}{text}" for name, text in BENCHMARKS.items()),
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--scale", type=float, default=1.0, help="of the amount of work; 1 is what docs/benchmarks.md shows"
     )
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory for the JSON")
+    parser.add_argument("--check", action="store_true", help="exit with status 1 where a target is missed")
     options = parser.parse_args(arguments)
     missed = False
     for name in BENCHMARKS if options.name == "all" else [options.name]:
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report.print()
         print(f"written to {report.write(options.out)}")
         missed |= report.missed
-    return 1 if missed else 0
+    return 1 if missed and options.check else 0
 
 
 if __name__ == "__main__":

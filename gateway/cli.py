@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 from hotindex.client import DEFAULT_URL
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option("--url", envvar="HOTINDEX_URL", help="The gateway's WebSocket address")]
-HttpUrl = Annotated[str, typer.Option("--http-url", help="The gateway's HTTP address")]
+HttpUrl = Annotated[str, typer.Option("--http-url", envvar="HOTINDEX_HTTP_URL", help="The gateway's HTTP address")]
 
 
 def main() -> None:
@@ -63,19 +63,30 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` an option for every setting, so that flags can't differ from settings."""
     from gateway.settings import Settings
 
-    def option(name: str, kind: Any, text: str, variable: str | None = None) -> inspect.Parameter:
-        annotation = Annotated[kind, typer.Option(f"--{name.replace('_', '-')}", help=text, envvar=variable)]
+    def option(name: str, kind: Any, text: str, shown: str, variable: str | None = None) -> inspect.Parameter:
+        annotation = Annotated[
+            kind, typer.Option(f"--{name.replace('_', '-')}", help=text, envvar=variable, metavar=shown)
+        ]
         return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
-    options = [option("config", Path | None, "TOML file with settings", "HOTINDEX_CONFIG")]
+    options = [option("config", Path | None, "TOML file with settings", "FILE", "HOTINDEX_CONFIG")]
     for name, field in Settings.model_fields.items():
         text = field.description or ""
-        default = field.get_default()
-        if default is not None:
+        if not field.default_factory:
+            default = field.get_default()
             text += f" [default: {default}]"
-        options.append(option(name, str | None, text))
+        options.append(option(name, str | None, text, _kind(field.annotation)))
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     return command
+
+
+def _kind(annotation: Any) -> str:
+    """Return what a setting takes, for its help."""
+    choices = get_args(annotation)
+    return "|".join(choices) if choices else _KINDS[annotation]
+
+
+_KINDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 
 @app.command()

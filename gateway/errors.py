@@ -61,11 +61,13 @@ class NotFound(HotindexError):
 
 
 class Conflict(HotindexError):
-    """The document has another version than the writer expected; `version` is the one it has."""
+    """The document has another version than the writer expected (`version` is the one it has), or the collection other
+    settings.
+    """
 
     code = "conflict"
 
-    def __init__(self, message: str, *, version: int, field: str | None = None) -> None:
+    def __init__(self, message: str, *, version: int | None = None, field: str | None = None) -> None:
         super().__init__(message, field=field)
         self.version = version
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -58,6 +59,12 @@ class Metrics:
 
     def watch(self, states: Callable[[], Iterable[CollectionState]]) -> None:
         self.registry.register(_Collections(states))
+
+    def forget(self, collection: str) -> None:
+        """Drop the counters of a collection that is no more."""
+        for counter in (self.changes, self.hot_waits):
+            with contextlib.suppress(KeyError):
+                counter.remove(collection)
 
     def render(self) -> bytes:
         """Return the text exposition format."""

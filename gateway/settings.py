@@ -7,15 +7,15 @@ import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from gateway.errors import StartupError
 
 PREFIX = "HOTINDEX_"
-OTHER_VARIABLES = frozenset({"HOTINDEX_CONFIG", "HOTINDEX_URL"})
+OTHER_VARIABLES = frozenset({"HOTINDEX_CONFIG", "HOTINDEX_URL", "HOTINDEX_HTTP_URL"})
 """Environment variables of the command that are no settings of the gateway."""
 
 
@@ -32,14 +32,14 @@ class Settings(BaseSettings):
         default_factory=socket.gethostname, min_length=1, description="This node's name, in greetings and logs"
     )
     default_collection: str = Field("default", description="The collection of commands that name none")
-    snapshot_interval_s: float = Field(300.0, gt=0, description="Time between snapshots of a changing graph")
-    idempotency_window_s: float = Field(300.0, ge=0, description="How long event_ids are remembered")
+    snapshot_interval_s: float = Field(300.0, gt=0, description="Seconds between snapshots of a changing graph")
+    idempotency_window_s: float = Field(300.0, ge=0, description="Seconds event_ids are remembered")
     tombstone_retention_s: float = Field(
-        604_800.0, ge=0, description="How long deletions are remembered, so that who was away learns of them"
+        604_800.0, ge=0, description="Seconds deletions are remembered, so that who was away learns of them"
     )
-    ping_interval_s: float = Field(25.0, gt=0, description="Time between keep-alive pings")
-    read_wait_s: float = Field(5.0, ge=0, description="How long a search waits for its min_index_version")
-    max_message_bytes: int = Field(16 << 20, ge=1024, description="Largest message or HTTP body")
+    ping_interval_s: float = Field(25.0, gt=0, description="Seconds between keep-alive pings")
+    read_wait_s: float = Field(5.0, ge=0, description="Seconds a search waits for its min_index_version")
+    max_message_bytes: int = Field(16 << 20, ge=1024, description="Bytes of the largest message or HTTP body")
     max_in_flight: int = Field(256, ge=1, description="Commands a connection may have under way")
     max_rooms: int = Field(128, ge=1, description="Subscriptions per connection")
     hot_target: int = Field(1024, ge=0, description="Rows the hot buffer keeps, per collection")
@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto is text on a terminal"
     )
+
+    @model_validator(mode="after")
+    def _hot_limit_leaves_room(self) -> Self:
+        if self.hot_limit < 2 * self.hot_target:
+            raise ValueError(
+                f"setting hot_limit is {self.hot_limit}: it must be at least twice hot_target ({self.hot_target})"
+            )
+        return self
 
     @classmethod
     def settings_customise_sources(
@@ -82,6 +90,8 @@ def load(flags: Mapping[str, Any], config: Path | None) -> Settings:
 
 def _sentence(problem: Any) -> str:
     name = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "value_error" and not name:
+        return str(problem["ctx"]["error"])
     if problem["type"] == "extra_forbidden":
         return f"unknown setting {name!r}"
     return f"setting {name} is {problem['input']!r}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import hotindex
 import pytest
 
 from gateway.commands.process import GatewayProcess
@@ -148,3 +149,37 @@ def test_a_setting_that_is_wrong(tmp_path: Path, flags: list[str], environment: 
 def test_a_file_that_is_wrong(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "c.toml").write_text(text)
     assert words in refused(serve("--config", str(tmp_path / "c.toml")))
+
+
+def test_limits_that_contradict_each_other(tmp_path: Path) -> None:
+    line = refused(serve("--data-dir", str(tmp_path / "data"), "--hot-limit", "50"))
+    assert "hot_limit is 50" in line
+
+
+def test_what_is_no_collection_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "data/collections").mkdir(parents=True)
+    (tmp_path / "data/collections/.DS_Store").write_text("")
+    (tmp_path / "data/collections/notes.txt").write_text("")
+    with GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway:
+        assert gateway.stop() == 0
+
+
+def test_it_ends_though_a_subscriber_does_not_read(tmp_path: Path) -> None:
+    with (
+        GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway,
+        hotindex.sync.Client(gateway.ws) as client,
+    ):
+        client.upsert("m", id="a", vector=[1.0, 0.0])
+        host, port = gateway.ws.removeprefix("ws://").split(":")
+        with socket.create_connection((host, int(port))) as deaf:
+            deaf.sendall(
+                b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            )
+            assert b"101" in deaf.recv(1024)
+            subscribe = b'{"action":"subscribe","collection":"m"}'
+            deaf.sendall(bytes([0x81, 0x80 | len(subscribe), 0, 0, 0, 0]) + subscribe)
+            for i in range(40):
+                client.upsert("m", id="a", metadata={"x": f"{i}" * 200_000})
+            gateway.process.terminate()
+            assert gateway.process.wait(20) == 0

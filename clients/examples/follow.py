@@ -1,4 +1,9 @@
-"""Follow a collection, and go on after a restart of this program from where it was: the position is kept in a file."""
+"""Follow a collection, and go on after a restart of this program from where it was: the position is kept in a file.
+
+    python follow.py [URL [COLLECTION [FILE]]]
+
+The collection has to be there: the quickstart makes "films".
+"""
 
 import asyncio
 import json
@@ -22,4 +27,5 @@ async def main(url: str, collection: str, state: Path) -> None:
             written.replace(state)
 
 
-asyncio.run(main(*sys.argv[1:3], Path(sys.argv[3])))
+url, collection, state = [*sys.argv[1:], *("ws://127.0.0.1:8765", "films", "follow.json")[len(sys.argv) - 1 :]]
+asyncio.run(main(url, collection, Path(state)))

@@ -1,4 +1,7 @@
-"""A subscriber made of nothing but `websockets` and `json`, following docs/protocol.md."""
+"""A subscriber made of nothing but `websockets` and `json`, following docs/protocol.md.
+
+python plain_websocket.py [URL [COLLECTION]]
+"""
 
 import asyncio
 import json
@@ -15,4 +18,4 @@ async def main(url: str, collection: str) -> None:
             print(json.loads(message))
 
 
-asyncio.run(main(*sys.argv[1:3]))
+asyncio.run(main(*sys.argv[1:3], *("ws://127.0.0.1:8765", "films")[len(sys.argv) - 1 :]))

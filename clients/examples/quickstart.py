@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import time
 
 from hotindex import Client, Document
 
@@ -18,7 +19,7 @@ async def main(url: str) -> None:
         print("found:", films[results.hits[0].id])
 
         async with client.subscribe("films") as updates:
-            await client.patch("films", "2", {"rating": 8.6})
+            await client.patch("films", "2", {"seen_at": time.time()})
             update = await anext(updates)
             print("told: ", update.event_type, update.document_id, update.metadata)
 

@@ -7,7 +7,8 @@ def main() -> None:
     try:
         from gateway.cli import main as run  # noqa: PLC0415 - what it needs may not be installed
     except ModuleNotFoundError as error:
-        sys.exit(f"hotindex: the command needs {error.name}; install it with: pip install 'hotindex[server]'")
+        extra = "cli" if error.name in ("rich", "typer") else "server"
+        sys.exit(f"hotindex: the command needs {error.name}, which the extra {extra!r} of the package installs")
     run()
 
 

@@ -22,6 +22,7 @@ DEFAULT_URL = "ws://127.0.0.1:8765"
 FINAL_CLOSE_CODES = frozenset({4401, 4403})
 """Close codes after which reconnecting is no use."""
 
+_CLOSE_S = 5.0
 _UNREACHABLE = (OSError, InvalidHandshake, TimeoutError, EOFError)
 
 
@@ -174,8 +175,12 @@ class Client:
         include: Sequence[Include] = (),
         min_index_version: int | None = None,
         exact: bool = False,
+        ef: int | None = None,
     ) -> Results:
-        """Return the k documents nearest to a vector, a text, or another document (which is left out)."""
+        """Return the k documents nearest to a vector, a text, or another document (which is left out).
+
+        `ef` widens the search of the graph (fewer misses, more time); `exact` compares with every document.
+        """
         command = {
             "action": "search",
             "collection": collection,
@@ -187,8 +192,35 @@ class Client:
             "include": list(include) or None,
             "min_index_version": min_index_version,
             "exact": exact or None,
+            "ef": ef,
         }
         return wire.results(await self._request(command, again=True))
+
+    async def search_many(
+        self,
+        collection: str,
+        vectors: Sequence[VectorLike],
+        *,
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        include: Sequence[Include] = (),
+        min_index_version: int | None = None,
+        exact: bool = False,
+        ef: int | None = None,
+    ) -> list[Results]:
+        """Return for each of up to 64 vectors the k documents nearest to it, all as of one index_version."""
+        command = {
+            "action": "search",
+            "collection": collection,
+            "vectors": [wire.vector_bytes(vector) for vector in vectors],
+            "k": k,
+            "filter": filter,
+            "include": list(include) or None,
+            "min_index_version": min_index_version,
+            "exact": exact or None,
+            "ef": ef,
+        }
+        return wire.result_lists(await self._request(command, again=True))
 
     async def ping(self) -> None:
         """Return once the gateway has answered."""
@@ -226,15 +258,23 @@ class Client:
         try:
             await self._request(subscription.command(), again=True, at_once=began)
         except BaseException:
-            self._rooms.discard(subscription.collection)
+            # The gateway may have begun, if its answer came too late.
+            self._forget(subscription)
+            self.unsubscribe(subscription)
             raise
 
     async def leave(self, subscription: Subscription) -> None:
-        if self._subscriptions.get(subscription.collection) is subscription:
-            del self._subscriptions[subscription.collection]
-            self._rooms.discard(subscription.collection)
-            if self._connected.is_set():
-                await self._send_unsubscribe(subscription)
+        if self._forget(subscription) and self._connected.is_set():
+            await self._send_unsubscribe(subscription)
+
+    def _forget(self, subscription: Subscription) -> bool:
+        """Let another subscription to the collection begin; tell whether this was the one."""
+        known = self._subscriptions.get(subscription.collection)
+        if known is not None and known is not subscription:
+            return False
+        self._subscriptions.pop(subscription.collection, None)
+        self._rooms.discard(subscription.collection)
+        return known is not None
 
     def subscribe_again(self, subscription: Subscription) -> None:
         self._spawn(self._resubscribe(subscription))
@@ -243,17 +283,25 @@ class Client:
         self._spawn(self._send_unsubscribe(subscription))
 
     async def _resubscribe(self, subscription: Subscription) -> None:
-        try:
-            await self._exchange(subscription.command(), subscription.began)
-        except ConnectionLost:
-            return  # the next connection begins with all subscriptions
-        except HotindexError as error:
-            subscription.fail(error)
+        for attempt in itertools.count():
+            try:
+                await self._exchange(subscription.command(), subscription.began)
+            except ConnectionLost:
+                return  # the next connection begins with all subscriptions
+            except HotindexError as error:
+                if not error.retryable:
+                    self._forget(subscription)
+                    subscription.fail(error)
+                    return
+                await asyncio.sleep(self._backoff.delay_s(attempt))
+            else:
+                return
 
     async def _send_unsubscribe(self, subscription: Subscription) -> None:
         try:
-            await self._exchange({"action": "unsubscribe", "collection": subscription.collection}, None)
-        except HotindexError:
+            async with asyncio.timeout(self._timeout_s):
+                await self._exchange({"action": "unsubscribe", "collection": subscription.collection}, None)
+        except (HotindexError, TimeoutError):
             return  # without a connection there is nothing to leave
 
     async def _request(
@@ -303,6 +351,7 @@ class Client:
             compression=None,
             max_size=self._max_message_bytes,
             open_timeout=self._timeout_s,
+            close_timeout=min(self._timeout_s, _CLOSE_S),
         )
 
     async def _run(self, connection: ClientConnection) -> None:
@@ -317,6 +366,11 @@ class Client:
                     self._take(wire.decode(await connection.recv(decode=False)))
             except ConnectionClosed as closed:
                 self._disconnected(closed)
+            except (ValueError, TypeError, KeyError) as error:
+                self._stop(
+                    HotindexError("invalid_message", f"{self.url} sent what is no message: {error!r}", retryable=False)
+                )
+                await connection.close()
             if self._end is not None:
                 return
             connection = await self._redial()
@@ -359,6 +413,8 @@ class Client:
                     subscription.push(update)
         elif kind == "connected":
             self.greeting = message
+        elif kind == "unsubscribed" and (subscription := self._subscriptions.get(message["collection"])):
+            subscription.ended_by_gateway()
 
     def _settle(self, pending: _Pending, message: dict[str, Any]) -> None:
         if message["type"] == "error":

@@ -34,7 +34,8 @@ class Link(Protocol):
 
 
 class Subscription:
-    """Iterate over it, in one task. Made by `Client.subscribe`; begins with the first iteration or `async with`.
+    """Iterate over it, in one task. Made by `Client.subscribe`; begins with the first iteration or `async with`, and ends
+    with that, with `close`, or with an error.
 
     After a reconnect it goes on from the last update that arrived: nothing is missed, and nothing comes twice. Where that
     isn't possible, or with `since=0`, a Reset comes and then the whole collection.
@@ -85,6 +86,11 @@ class Subscription:
         if self.index_version is None:
             self.index_version = reply["index_version"]
         self._active = True
+
+    def ended_by_gateway(self) -> None:
+        """The gateway has let it go: the collection was dropped. If there is another one by now, go on with that."""
+        self._active = False
+        self._link.subscribe_again(self)
 
     def interrupted(self) -> None:
         """The connection is gone; what comes next is the reply to a new command."""
@@ -139,4 +145,4 @@ class Subscription:
         """Leave the room."""
         if self._error is None:
             self.fail(HotindexError("closed", "the subscription is closed", retryable=False))
-            await self._link.leave(self)
+        await self._link.leave(self)

@@ -45,6 +45,7 @@ class Client:
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hotindex client", daemon=True)
+        self._closing: asyncio.Task[None] | None = None
         self.client: client.Client
         """The client behind this one; it belongs to the loop's thread."""
 
@@ -87,6 +88,7 @@ class Client:
     delete = _returning(client.Client.delete)
     get = _returning(client.Client.get)
     search = _returning(client.Client.search)
+    search_many = _returning(client.Client.search_many)
     ping = _returning(client.Client.ping)
 
     def subscribe(
@@ -110,5 +112,8 @@ class Client:
             while True:
                 yield self.run(subscription.__anext__())
         finally:
-            if not self._loop.is_closed():
+            if threading.current_thread() is self._thread:
+                # The garbage collector ran here: the loop can't wait for itself.
+                self._closing = self._loop.create_task(subscription.close())
+            elif not self._loop.is_closed():
                 self.run(subscription.close())

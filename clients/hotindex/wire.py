@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -79,7 +79,16 @@ def stored(message: Mapping[str, Any]) -> StoredDocument:
 
 
 def results(message: Mapping[str, Any]) -> Results:
-    hits = tuple(
+    return Results(message["collection"], message["index_version"], _hits(message["results"]))
+
+
+def result_lists(message: Mapping[str, Any]) -> list[Results]:
+    """Return the answers to the several vectors of one search."""
+    return [Results(message["collection"], message["index_version"], _hits(items)) for items in message["results"]]
+
+
+def _hits(items: Iterable[Mapping[str, Any]]) -> tuple[Hit, ...]:
+    return tuple(
         Hit(
             item["id"],
             item["score"],
@@ -88,9 +97,8 @@ def results(message: Mapping[str, Any]) -> Results:
             item.get("content"),
             vector_array(item.get("vector")),
         )
-        for item in message["results"]
+        for item in items
     )
-    return Results(message["collection"], message["index_version"], hits)
 
 
 def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset]:

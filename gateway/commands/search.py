@@ -9,6 +9,8 @@ from rich.table import Table
 
 from gateway.commands.common import complete, filter_from, line
 
+_NO_TERMINAL_COLUMNS = 10_000
+
 
 def run(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
     complete(_search(url, collection, text, k, where, as_json=as_json))
@@ -20,15 +22,18 @@ async def _search(url: str, collection: str, text: str, k: int, where: str | Non
     if as_json:
         for hit in results.hits:
             print(line({"id": hit.id, "score": hit.score, "version": hit.version, "metadata": hit.metadata}))
-    else:
-        Console().print(table(results.hits, f"{collection} at index_version {results.index_version}"))
+        return
+    console = Console()
+    if not console.is_terminal:
+        console.width = _NO_TERMINAL_COLUMNS
+    console.print(table(results.hits, f"{collection} at index_version {results.index_version}"))
 
 
 def table(hits: tuple[Hit, ...], title: str) -> Table:
-    """Return search results as a table for people."""
+    """Return search results as a table for people; where it is too narrow, metadata are cut."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    shown.add_column("score", justify="right")
-    shown.add_column("id")
+    shown.add_column("score", justify="right", no_wrap=True, min_width=6)
+    shown.add_column("id", no_wrap=True, min_width=max((len(hit.id) for hit in hits[:20]), default=2))
     shown.add_column("metadata", overflow="ellipsis", no_wrap=True)
     for hit in hits:
         shown.add_row(f"{hit.score:.3f}", hit.id, line(hit.metadata))

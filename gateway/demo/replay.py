@@ -119,7 +119,7 @@ class Replay:
         added: deque[str] = deque()
         for number, (movie, rating) in enumerate(itertools.cycle(data.ratings()), 1):
             film = self._films[movie]
-            name = f"{film.name} - {number}"
+            name = f"{film.name} - event {number}"
             match number % _CATALOGUE_EVERY, (number // _CATALOGUE_EVERY) % 3:
                 case 0, 1:
                     sequel = {**film.fields, "name": name}

@@ -55,8 +55,7 @@ async def _demo(console: Console, gateway: GatewayProcess, seconds: float | None
     replay = Replay(movies, rate)
     tally = replay.tally
     screen = Screen(gateway, time.perf_counter())
-    if not console.is_terminal:
-        console.print(f"try from another shell:\n{screen.commands()}", highlight=False, soft_wrap=True)
+    console.print(f"try from another shell; Ctrl-C ends:\n{screen.commands()}", highlight=False, soft_wrap=True)
     replaying = asyncio.create_task(replay.run(gateway.ws, seconds))
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, replaying.cancel)
     try:

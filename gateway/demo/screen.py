@@ -54,21 +54,15 @@ class Screen:
             ("sent ", "dim"), f"{tally.sent}   ",
             ("in the room ", "dim"), f"{tally.received}\n",
             ("event sent → in the room       ", "dim"), f"{freshness(tally.in_room_s)}\n",
-            ("new vector sent → found         ", "dim"), f"{freshness(tally.in_search_s)}",
+            ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}",
         )  # fmt: skip
-        updates = Text("\n").join(_cut(describe(update)) for update in tally.latest)
+        updates = Text("\n", no_wrap=True, overflow="ellipsis").join(describe(update) for update in tally.latest)
         answer: RenderableType = table(tally.answer.hits, "") if tally.answer else ""
         return Group(
             Panel(figures, title="hotindex demo: real ratings as hot events"),
             Panel(updates, title=f"the room of {COLLECTION!r}"),
             Panel(answer, title=f"search: {tally.query!r}"),
-            Panel(self.commands(), title="try from another shell; Ctrl-C ends"),
         )
-
-
-def _cut(text: Text) -> Text:
-    text.truncate(110, overflow="ellipsis")
-    return text
 
 
 def freshness(times_s: Sequence[float]) -> str:

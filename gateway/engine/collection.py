@@ -20,12 +20,14 @@ from pathlib import Path
 from queue import Empty, LifoQueue
 
 import numpy as np
+import structlog
 
-from gateway.engine import database, snapshot, vectors
+from gateway.engine import database, lineage, snapshot, vectors
 from gateway.engine.allowed import AllowedCache
 from gateway.engine.filter import Filter
 from gateway.engine.graph import Graph
 from gateway.engine.index import Found, Index
+from gateway.engine.lineage import Lineage
 from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Planner, WriteOutcome
 from gateway.engine.reader import Reader
@@ -47,12 +49,14 @@ from gateway.engine.types import (
 from gateway.errors import StorageUnavailable
 
 STORE_FILE = "store.db"
+
+log = structlog.get_logger(__name__)
 HOT_AT_START = 4096
 """With more vectors missing from the graph at start, they are inserted before serving, by all cores."""
 DEAD_SHARE = 0.25
 """A graph with a larger share of dead vectors is made anew."""
 
-_REBUILD_AT_LEAST = 1024
+_REBUILD_AT_LEAST = 64
 _SNAPSHOT_AT_LEAST = 2048
 _LOAD_BLOCK = 4096
 _CHUNK = 16
@@ -112,13 +116,15 @@ class Collection:
         self._now = now
         self._window_us = int(idempotency_window_s * 1e6)
         self._store = Store(directory / STORE_FILE)
+        self.spec = self._store.spec
+        self._check_lineage()
         self._applying = threading.Lock()
         self._readers: LifoQueue[Reader] = LifoQueue()
         self._allowed = AllowedCache()
-        self.spec = self._store.spec
         self.epoch = self._store.epoch
         self._snapshot_version = -1
         self._wasteful = False
+        self._closed = False
         self._index = self._recover()
 
     @classmethod
@@ -130,17 +136,37 @@ class Collection:
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            database.create(temporary / STORE_FILE, spec, uuid.uuid4().hex)
+            epoch = _new_epoch()
+            database.create(temporary / STORE_FILE, spec, epoch)
+            lineage.write(temporary, Lineage(epoch, 0))
             os.rename(temporary, directory)
             snapshot.sync_directory(directory.parent)
         except OSError as error:
             raise StorageUnavailable(f"can't create collection {spec.name!r}: {error}") from error
-        return cls(directory, build_text, now, idempotency_window_s)
+        try:
+            return cls(directory, build_text, now, idempotency_window_s)
+        except BaseException:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise
+
+    def _check_lineage(self) -> None:
+        store = self._store
+        if reason := lineage.broken(self._directory, Lineage(store.epoch, store.index_version)):
+            log.warning("new_epoch", collection=store.spec.name, reason=reason)
+            store.begin_new_life(_new_epoch())
+            self._note_lineage()
+
+    def _note_lineage(self) -> None:
+        try:
+            lineage.write(self._directory, Lineage(self._store.epoch, self._store.index_version))
+        except OSError as error:
+            # What was noted before is still true.
+            log.warning("lineage_not_noted", collection=self.spec.name, reason=str(error))
 
     def _recover(self) -> Index:
         with self._reader() as reader:
             live = reader.labels()
-            graph = snapshot.load(self._directory, self.spec, self.epoch)
+            graph = snapshot.load(self._directory, self.spec, self.epoch, self._store.index_version)
             if graph:
                 saved = graph.labels()
                 graph.bury(np.setdiff1d(saved, live))
@@ -160,13 +186,15 @@ class Collection:
         return vectors.comparable(reader.rows(labels), self.spec.metric)
 
     def close(self) -> None:
-        """Close the files. Nothing else may be running or called later."""
+        """Close the files. Nothing else may be running; what is called later raises StorageUnavailable."""
+        self._closed = True
         while True:
             try:
                 self._readers.get_nowait().close()
             except Empty:
                 break
         self._store.close()
+        self._note_lineage()
 
     @property
     def index_version(self) -> int:
@@ -188,6 +216,9 @@ class Collection:
 
     @contextmanager
     def _reader(self) -> Iterator[Reader]:
+        if self._closed:
+            # Another collection may lie at this path by now.
+            raise StorageUnavailable(f"collection {self.spec.name!r} is closed")
         try:
             reader = self._readers.get_nowait()
         except Empty:
@@ -391,7 +422,13 @@ class Collection:
         index_version = self._store.index_version
         snapshot.write(self._directory, self._index.graph, self.spec, self.epoch, index_version)
         self._snapshot_version = index_version
+        self._note_lineage()
         return index_version
+
+    def probe(self) -> None:
+        """Commit something that changes nothing. Raises StorageUnavailable while commits fail."""
+        with self._applying:
+            self._store.probe()
 
     @property
     def needs_snapshot(self) -> bool:
@@ -422,6 +459,7 @@ class Collection:
                 self._store.vacuum(_VACUUM_PAGES)
         if self._store.log_bytes > _CHECKPOINT_BYTES:
             self._store.checkpoint()
+            self._note_lineage()
 
     def purge(self, retention_us: int) -> int:
         """Forget the deletions that are older; return how many.
@@ -439,6 +477,10 @@ class Collection:
 
 
 _CORES = os.cpu_count() or 1
+
+
+def _new_epoch() -> str:
+    return uuid.uuid4().hex
 
 
 def _wanted(query: Query) -> int:

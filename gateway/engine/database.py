@@ -126,7 +126,11 @@ def check_format(connection: sqlite3.Connection, path: Path) -> None:
 
 
 def meta(connection: sqlite3.Connection, key: str) -> Any:
-    return connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()[0]
+    """Return a fact of the table meta. Raises StorageUnavailable where it isn't there."""
+    row = connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    if row is None:
+        raise StorageUnavailable(f"the database is damaged: it has no {key}")
+    return row[0]
 
 
 def document(row: Sequence[Any]) -> Document:

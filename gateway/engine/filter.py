@@ -21,6 +21,8 @@ from gateway.errors import InvalidFilter
 
 MAX_DEPTH = 16
 MAX_NODES = 256
+MAX_PATH = 32
+MAX_PATH_CHARACTERS = 1024
 
 Scalar: TypeAlias = str | int | float | bool | None
 Predicate: TypeAlias = Callable[[dict[str, Any]], bool]
@@ -92,9 +94,10 @@ class _Parser:
             raise InvalidFilter(f"{at} must be an object, not {_show(source)}", field=at)
         if depth > MAX_DEPTH:
             raise InvalidFilter(f"{at} is nested more than {MAX_DEPTH} deep", field=at)
-        return self._all([self._entry(key, value, f"{at}.{key}", depth) for key, value in source.items()], at)
+        return self._all([self._entry(key, value, at, depth) for key, value in source.items()], at)
 
-    def _entry(self, key: str, value: object, at: str, depth: int) -> Condition:
+    def _entry(self, key: str, value: object, where: str, depth: int) -> Condition:
+        at = f"{where}.{key}"
         if key in ("$and", "$or"):
             if not isinstance(value, list) or not value:
                 raise InvalidFilter(f"{at} must be a list of filters, not {_show(value)}", field=at)
@@ -105,6 +108,12 @@ class _Parser:
         if key.startswith("$"):
             raise InvalidFilter(f"{at} is no operator of this place; known are $and, $or, $not", field=at)
         path = tuple(key.split("."))
+        if len(path) > MAX_PATH or len(key) > MAX_PATH_CHARACTERS:
+            raise InvalidFilter(
+                f"a path in {where} has {len(path)} keys and {len(key)} characters; it may have {MAX_PATH} and"
+                f" {MAX_PATH_CHARACTERS}",
+                field=where,
+            )
         if not all(path):
             raise InvalidFilter(f"{at} has an empty key in its path", field=at)
         return self._tests(path, value, at, depth)

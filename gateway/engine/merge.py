@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.engine.types import Document, Metadata, Operation, Patch, Put, Remove, Source, Spec, Vector
 from gateway.errors import Conflict, InvalidArgument, NotFound
+from gateway.protocol import checks
 
 BuildText = Callable[[Metadata], str]
 """Makes the text to embed from metadata; empty where the metadata has none of the text fields."""
@@ -116,6 +117,7 @@ def _put(
     if put.metadata is not None:
         metadata = msgspec.json.encode(put.metadata).decode()
     source, content, text = _text(put, old, metadata, spec, build_text)
+    checks.document_bytes(len(metadata.encode()) + len((content or "").encode()), put.id)
     vector: bytes | None = None
     if put.vector is not None:
         vector = put.vector.tobytes()

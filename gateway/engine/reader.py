@@ -13,8 +13,11 @@ from gateway.engine.database import DOCUMENT, storage_errors, transaction
 from gateway.engine.filter import Filter
 from gateway.engine.terms import Terms
 from gateway.engine.types import Change, Document, EventType, Labels, Page, Span, Spec, Vector
+from gateway.errors import StorageUnavailable, TooLarge
 
 _ROWS_AT_A_TIME = 1024
+_ANSWER_BYTES = 64 << 20
+_PAGE_BYTES = 4 << 20
 
 
 class Reader:
@@ -57,7 +60,17 @@ class Reader:
                 " AND d.vector_version = v.vector_version WHERE v.vector_version IN",
                 labels,
             )
-            return {row[4]: database.document(row) for row in rows}
+            found: dict[int, Document] = {}
+            size_bytes = 0
+            for row in rows:
+                document = found[row[4]] = database.document(row)
+                size_bytes += len(document.metadata) + len(document.content or "")
+                if size_bytes > _ANSWER_BYTES:
+                    raise TooLarge(
+                        f"the documents found have more than {_ANSWER_BYTES} bytes of metadata and content; ask for fewer",
+                        field="k",
+                    )
+            return found
 
     def vectors(self, labels: Sequence[int]) -> dict[int, bytes]:
         """Return the vectors stored under these labels, by label."""
@@ -108,6 +121,10 @@ class Reader:
         """Return the vectors[n, d] stored under labels[n], all of which there are."""
         wanted = labels.tolist()
         found = self.vectors(wanted)
+        if missing := [label for label in wanted if label not in found]:
+            raise StorageUnavailable(
+                f"the database is damaged: {len(missing)} vectors are missing, the first is {missing[0]}"
+            )
         return self._matrix(found[label] for label in wanted)
 
     def scan(self) -> Iterator[tuple[Labels, Vector]]:
@@ -126,10 +143,13 @@ class Reader:
             yield np.fromiter(found, np.int64), self._matrix(found.values())
 
     def _matrix(self, blobs: Iterable[bytes]) -> Vector:
-        return np.frombuffer(b"".join(blobs), np.float32).reshape(-1, self._dimension)
+        rows = np.frombuffer(b"".join(blobs), np.uint8)
+        if rows.size % (4 * self._dimension):
+            raise StorageUnavailable(f"the database is damaged: a vector has not {self._dimension} numbers")
+        return rows.view(np.float32).reshape(-1, self._dimension)
 
     def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
-        """Return the latest state of what changed in `span`, `limit` documents at most.
+        """Return the latest state of what changed in `span`, `limit` documents or some megabytes at most.
 
         A document that has changed again after the span is left out: it comes with a later one.
         """
@@ -139,11 +159,18 @@ class Reader:
             rows = self._connection.execute(
                 f"SELECT {DOCUMENT}, {vector} FROM documents d {join}"
                 " WHERE d.index_version > ? AND d.index_version <= ? ORDER BY d.index_version LIMIT ?",
-                (span.after, span.through, limit),
-            ).fetchall()
-        changes = tuple(_net_change(database.document(row), span.origin, row[9]) for row in rows)
-        more = len(rows) == limit
-        return Page(changes, changes[-1].document.index_version if more else span.through, more)
+                (span.after, span.through, limit + 1),
+            )
+            changes: list[Change] = []
+            size_bytes, more = 0, False
+            for row in rows:
+                more = len(changes) == limit or size_bytes > _PAGE_BYTES
+                if more:
+                    break
+                change = _net_change(database.document(row), span.origin, row[9])
+                changes.append(change)
+                size_bytes += change.size_bytes
+        return Page(tuple(changes), changes[-1].document.index_version if more else span.through, more)
 
 
 def _net_change(document: Document, origin: int, vector: bytes | None) -> Change:
@@ -153,4 +180,4 @@ def _net_change(document: Document, origin: int, vector: bytes | None) -> Change
         event_type = EventType.INSERT
     else:
         event_type = EventType.UPDATE
-    return Change(event_type, document, None, vector)
+    return Change(event_type, document, None, vector, net=True)

@@ -123,14 +123,19 @@ def _manifests(directory: Path) -> list[Path]:
     return sorted(directory.glob("graph-*.json"), reverse=True)
 
 
-def load(directory: Path, spec: Spec, epoch: str) -> Graph | None:
-    """Return the newest snapshot that holds what its manifest says, or None; others are renamed aside."""
+def load(directory: Path, spec: Spec, epoch: str, index_version: int) -> Graph | None:
+    """Return the newest snapshot, of a state up to `index_version`, that holds what its manifest says, or None.
+
+    Others are renamed aside.
+    """
     for unfinished in directory.glob("graph-*.tmp"):
         unfinished.unlink()
     for path in _manifests(directory):
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
             _verify(directory, manifest, spec, epoch)
+            if manifest.index_version > index_version:
+                raise ValueError(f"index_version is {manifest.index_version}, the store's {index_version}")
             return Graph.load(spec, directory / manifest.file, manifest.count)
         except (OSError, ValueError, RuntimeError) as error:
             log.warning("snapshot_rejected", snapshot=str(path), reason=str(error))

@@ -18,6 +18,7 @@ from gateway.engine.plan import Plan, Turnover
 from gateway.engine.reader import Reader
 from gateway.engine.terms import Terms
 from gateway.engine.types import Change, Done, EventType, Spec
+from gateway.errors import StorageUnavailable
 
 _COMMIT_BYTES = 16 << 10
 _DOCUMENT_BYTES = 6 << 10
@@ -54,7 +55,7 @@ class Store:
             # Checkpoints are made by `checkpoint`, beside the writer: inside a commit they are its worst latency.
             self._connection.execute("PRAGMA wal_autocheckpoint=0")
             self._connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
-            self.spec = msgspec.msgpack.decode(database.meta(self._connection, "spec"), type=Spec)
+            self.spec = _spec(database.meta(self._connection, "spec"), path)
             self.epoch: str = database.meta(self._connection, "epoch")
             self.log_bytes = 0
             self._cut_log = False
@@ -65,6 +66,17 @@ class Store:
             self.garbage = self._number("SELECT count(*) FROM garbage")
             self._last_key = self._number("SELECT coalesce(max(key), 0) FROM documents")
         self._terms = Terms(self.spec.indexes)
+
+    def begin_new_life(self, epoch: str) -> None:
+        """Go on under another epoch."""
+        with storage_errors("change the epoch"), transaction(self._connection):
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
+        self.epoch = epoch
+
+    def probe(self) -> None:
+        """Commit something durably that changes nothing. Raises StorageUnavailable if that fails."""
+        with storage_errors("commit"), transaction(self._connection):
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (self.index_version,))
 
     def _number(self, sql: str) -> int:
         number: int = self._connection.execute(sql).fetchone()[0]
@@ -253,3 +265,10 @@ class Store:
             _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         # Writes without a pause leave a passive checkpoint no moment at which the log could start over.
         self._cut_log = pages > _LOG_LIMIT_PAGES
+
+
+def _spec(encoded: bytes, path: Path) -> Spec:
+    try:
+        return msgspec.msgpack.decode(encoded, type=Spec)
+    except (msgspec.DecodeError, TypeError) as error:
+        raise StorageUnavailable(f"{path} is damaged: its spec can't be read: {error}") from error

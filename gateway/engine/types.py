@@ -19,6 +19,9 @@ Metadata: TypeAlias = dict[str, Any]
 """A JSON object, checked by `gateway.protocol.checks.metadata`."""
 
 
+_EVENT_BYTES = 256
+
+
 class Metric(StrEnum):
     COSINE = "cosine"
     IP = "ip"
@@ -99,6 +102,8 @@ class Write:
     priority: int = 0
     size_bytes: int = 0
     vectors: dict[str, Vector] = field(default_factory=dict)
+    listed_as: str | None = None
+    """The field of the command that lists the operations, for error messages; None where there is one by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +137,14 @@ class Change:
     """The metadata the change replaced, JSON text; None for an insert, and where it isn't known any more."""
     vector: bytes | None
     """The document's vector, where the change brought a new one or the reader asked for it."""
+    net: bool = False
+    """Whether it sums up several: the document may have been deleted and made again in between."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory and on the wire."""
+        d = self.document
+        return _EVENT_BYTES + sum(map(len, (d.id, d.metadata, d.content or "", self.before or "", self.vector or b"")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +155,11 @@ class BatchComplete:
     index_version: int
     count: int
     at: int
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory and on the wire."""
+        return _EVENT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ def write(command: messages.Write, size_bytes: int) -> Write:
         event_id=command.event_id,
         priority=command.priority,
         size_bytes=size_bytes,
+        listed_as="documents" if isinstance(command, messages.Upsert) and command.documents is not None else None,
     )
 
 
@@ -29,8 +30,12 @@ def check(write: Write, spec: Spec) -> None:
     """Raise InvalidVector unless the vectors of `write` fit the collection."""
     for i, operation in enumerate(write.operations):
         if isinstance(operation, Put) and operation.vector is not None:
-            field = "vector" if len(write.operations) == 1 else f"documents[{i}].vector"
-            vectors.check(operation.vector, spec.dimension, spec.metric, field)
+            vectors.check(
+                operation.vector,
+                spec.dimension,
+                spec.metric,
+                f"{write.listed_as}[{i}].vector" if write.listed_as else "vector",
+            )
 
 
 def _operations(command: messages.Write) -> tuple[Operation, ...]:

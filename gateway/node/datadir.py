@@ -22,7 +22,11 @@ class DataDirectory:
 
     def names(self) -> list[str]:
         """Return the names of the collections there are."""
-        return sorted(entry.name for entry in self._collections.iterdir() if not entry.name.startswith("."))
+        return sorted(entry.name for entry in self._entries() if not entry.name.startswith("."))
+
+    def _entries(self) -> Iterator[Path]:
+        """Yield the folders; a file is none of ours."""
+        return (entry for entry in self._collections.iterdir() if entry.is_dir())
 
     def collection(self, name: str) -> Path:
         return self._collections / name
@@ -35,7 +39,7 @@ class DataDirectory:
 
     def sweep(self) -> None:
         """Finish what a crash interrupted: drops, and collections being made."""
-        for entry in self._collections.iterdir():
+        for entry in self._entries():
             if entry.name.startswith("."):
                 shutil.rmtree(entry)
 

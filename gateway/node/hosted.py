@@ -16,7 +16,7 @@ from typing import TypeVar
 from gateway.embed.embedder import Embedder
 from gateway.engine.collection import Collection
 from gateway.engine.types import Applied, BatchComplete, Page, Span
-from gateway.errors import Overloaded
+from gateway.errors import Overloaded, StorageUnavailable
 from gateway.ingest.commit import Bounds, Committer
 from gateway.metrics import CollectionState, Metrics
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
@@ -73,6 +73,7 @@ class Hosted:
         self._threads = threads
         self._changes = metrics.changes.labels(self.name)
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
+        self._left = 0
         self._tickets = itertools.count()
         self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes)
         self.upkeep = Upkeep(
@@ -96,10 +97,16 @@ class Hosted:
         await self.upkeep.stop()
         await self.read(self.collection.close)
 
-    @property
-    def fault(self) -> str | None:
-        """Why writes fail at present, if they do."""
-        return self.committer.fault
+    async def probe(self) -> str | None:
+        """Return why writes fail at present, if they do: where the last commit failed, another one is tried."""
+        if self.committer.fault is None:
+            return None
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._threads.commit, self.collection.probe)
+        except StorageUnavailable as error:
+            return f"collection {self.name!r}: {error.message}"
+        self.committer.fault = None
+        return None
 
     @property
     def wants_vectors(self) -> bool:
@@ -131,6 +138,12 @@ class Hosted:
                 retry_after_s=within_s,
                 field="min_index_version",
             ) from None
+        finally:
+            self._left += 1
+            if 2 * self._left > len(self._awaited):
+                self._awaited = [entry for entry in self._awaited if not entry[2].done()]
+                heapq.heapify(self._awaited)
+                self._left = 0
 
     async def read(self, work: Callable[[], _T]) -> _T:
         """Run a read of the engine in a thread."""

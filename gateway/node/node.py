@@ -111,8 +111,8 @@ class Node:
         for name in self._directory.names():
             try:
                 collection = await loop.run_in_executor(self._threads.upkeep, self._open, name)
-            except StorageUnavailable as error:
-                raise StartupError(f"collection {name!r} can't be opened: {error.message}") from error
+            except (StorageUnavailable, OSError) as error:
+                raise StartupError(f"collection {name!r} can't be opened: {error}") from error
             self._host(collection)
 
     async def stop(self) -> None:
@@ -123,9 +123,10 @@ class Node:
         for embedder in self._embedders.values():
             await embedder.close()
 
-    def faults(self) -> list[str]:
+    async def faults(self) -> list[str]:
         """Return why this node can't do all of its job, one sentence each."""
-        return [f"collection {name!r}: {fault}" for name, hosted in self._hosted.items() if (fault := hosted.fault)]
+        found = await asyncio.gather(*(hosted.probe() for hosted in list(self._hosted.values())))
+        return [fault for fault in found if fault]
 
     def states(self) -> Iterator[CollectionState]:
         return (hosted.state() for hosted in self._hosted.values())
@@ -159,19 +160,19 @@ class Node:
                 found = self._hosted[name].collection.spec
                 if found != queries.respec(found, settings, self._embedders):
                     raise Conflict(
-                        f"collection {name!r} exists with other settings: {found}",
-                        version=self._hosted[name].room.head,
-                        field="collection",
+                        f"collection {name!r} exists with other settings: {queries.describe(found)}", field="collection"
                     )
                 return self._hosted[name], False
             return await self._create(spec), True
 
     async def drop(self, name: str) -> None:
-        """Remove a collection with everything in it. Its subscribers are told no more."""
+        """Remove a collection with everything in it. Its subscribers are told `unsubscribed`."""
         async with self._lifecycle:
             hosted = self.hosted(name)
             del self._hosted[name]
+            hosted.room.close()
             await hosted.stop()
+            self._metrics.forget(name)
             await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
             log.info("collection_dropped", collection=name)
 

@@ -69,6 +69,14 @@ def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Em
     return spec(found.name, asked, embedders)
 
 
+def describe(spec: Spec) -> str:
+    """Return the settings of a collection for people."""
+    settings = msgspec.to_builtins(spec)
+    return ", ".join(
+        f"{name} {value}" for name, value in settings.items() if name != "name" and value not in (None, [])
+    )
+
+
 def _graph(spec: Spec, settings: CollectionSettings) -> Spec:
     limits = {"m": (2, 128), "ef_construction": (4, 4096), "ef_search": (1, MAX_EF), "hot_rows": (0, 32_768)}
     given = {field: value for field in limits if (value := getattr(settings, field)) is not None}

@@ -138,15 +138,15 @@ class Upkeep:
                 pass
             self._needed.clear()
             if self._loop.time() >= snapshot_due:
-                snapshot_due += self._timing.snapshot_interval_s
-                await self._snapshot_if_needed()
+                snapshot_due = self._loop.time() + self._timing.snapshot_interval_s
+                await self._guarded(self._snapshot_if_needed())
             if self._loop.time() >= purge_due:
-                purge_due += _PURGE_INTERVAL_S
+                purge_due = self._loop.time() + _PURGE_INTERVAL_S
                 await self._guarded(self._purge())
-            await self._guarded(self._catch_up())
+            await self._guarded(self._work())
         if self._rebuilding is not None:
             await self._rebuilding
-        await self._snapshot_if_needed()
+        await self._guarded(self._snapshot_if_needed())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
         """Upkeep goes on whatever fails in it: without it commits would come to wait."""
@@ -154,10 +154,15 @@ class Upkeep:
             await work
         except StorageUnavailable as error:
             log.warning("upkeep_failed", collection=self._collection.spec.name, reason=error.message)
-            await asyncio.sleep(_RETRY_S)
+            await self._pause()
         except Exception as error:  # as above
             internal(error, collection=self._collection.spec.name)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        if not self._stopping:
             await asyncio.sleep(_RETRY_S)
+            self._needed.set()
 
     def _quiet_due(self) -> float:
         """The time at which what waits for the writes to pause can be done; infinity where nothing does."""
@@ -175,24 +180,25 @@ class Upkeep:
             return 0
         return self._collection.hot_rows - target
 
-    async def _catch_up(self) -> None:
-        while not self._stopping:
-            if self._collection.needs_tidying(quiet=self._quiet):
-                await self._alone(self._collection.tidy)
-            target = 0 if self._quiet else self._target
-            if self.rebuilding:
-                # What is moved now has to be moved again when the fresh graph is there.
-                target = max(target, self._limit // 2)
-            if self._surplus(target) > 0:
-                pace = self._pace(target)
-                await self._alone(partial(self._collection.move, pace.rows, hurry=pace.hurry))
-                self._moved.set()
-                await asyncio.sleep(pace.pause_s)
-            elif self._collection.needs_moving:
-                await self._alone(partial(self._collection.move, 1))
-            else:
-                break
-            self._rebuild_if_needed()
+    async def _work(self) -> None:
+        """Do a little of what is to be done."""
+        if self._stopping:
+            return
+        if self._collection.needs_tidying(quiet=self._quiet):
+            self._needed.set()
+            await self._alone(self._collection.tidy)
+        target = 0 if self._quiet else self._target
+        if self.rebuilding:
+            # What is moved now has to be moved again when the fresh graph is there.
+            target = max(target, self._limit // 2)
+        if self._surplus(target) > 0:
+            self._needed.set()
+            pace = self._pace(target)
+            await self._alone(partial(self._collection.move, pace.rows, hurry=pace.hurry))
+            self._moved.set()
+            await asyncio.sleep(pace.pause_s)
+        elif self._collection.needs_moving:
+            await self._alone(partial(self._collection.move, 1))
         self._rebuild_if_needed()
 
     def _pace(self, target: int) -> _Pace:
@@ -228,12 +234,8 @@ class Upkeep:
             log.info("deletions_forgotten", collection=self._collection.spec.name, count=purged)
 
     async def _snapshot_if_needed(self) -> None:
-        if not self._collection.needs_snapshot:
-            return
-        try:
+        if self._collection.needs_snapshot:
             await self.snapshot()
-        except StorageUnavailable as error:
-            log.warning("snapshot_failed", collection=self._collection.spec.name, reason=error.message)
 
     async def _alone(self, work: Callable[[], _T]) -> _T:
         async with self._one_at_a_time:

@@ -84,10 +84,13 @@ def _fault(value: object) -> str | None:
 
 
 def document_size(metadata: dict[str, Any], content: str | None, document_id: str) -> None:
-    size_bytes = len(msgspec.json.encode(metadata)) + len((content or "").encode())
+    document_bytes(len(msgspec.json.encode(metadata)) + len((content or "").encode()), document_id)
+
+
+def document_bytes(size_bytes: int, document_id: str) -> None:
     if size_bytes > MAX_DOCUMENT_BYTES:
         raise TooLarge(
             f"document {show(document_id)} has {size_bytes} bytes of content and metadata; the limit is"
             f" {MAX_DOCUMENT_BYTES}",
-            field="content" if content else "metadata",
+            field="metadata",
         )

@@ -127,6 +127,14 @@ COMMANDS: dict[str, type[Command]] = {
 }
 
 
+_NAMES = {command: action for action, command in COMMANDS.items()}
+
+
+def name_of(command: Command) -> str:
+    """Return the action that names a command on the wire."""
+    return _NAMES[type(command)]
+
+
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", omit_defaults=True):
     ref: Ref = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -13,6 +13,9 @@ from gateway.protocol import messages
 from gateway.protocol.codec import Codec
 from gateway.protocol.framing import frame
 from gateway.protocol.timestamps import iso
+
+_FRAME_BYTES = 1 << 20
+"""Events share a frame up to about this size, so that any client takes it."""
 
 
 @dataclass(frozen=True)
@@ -28,12 +31,26 @@ class Variant:
 
     def frames(self, changes: Iterable[Change | BatchComplete]) -> bytes:
         """Return the WebSocket frames for `changes`, joined; empty where none concerns this variant."""
-        events = self.events(changes)
-        if not events:
-            return b""
-        if self.batch and len(events) > 1:
-            return self.frame(messages.IndexUpdate(collection=self.collection, events=events))
-        return b"".join(self.frame(messages.IndexUpdate(collection=self.collection, event=event)) for event in events)
+        frames: list[bytes] = []
+        group: list[messages.Event] = []
+        size_bytes = 0
+        for change in changes:
+            event = self._event(change)
+            if event is None:
+                continue
+            group.append(event)
+            size_bytes += change.size_bytes
+            if not self.batch or size_bytes > _FRAME_BYTES:
+                frames.append(self._update(group))
+                group, size_bytes = [], 0
+        if group:
+            frames.append(self._update(group))
+        return b"".join(frames)
+
+    def _update(self, events: Sequence[messages.Event]) -> bytes:
+        if len(events) > 1:
+            return self.frame(messages.IndexUpdate(collection=self.collection, events=tuple(events)))
+        return self.frame(messages.IndexUpdate(collection=self.collection, event=events[0]))
 
     def events(self, changes: Iterable[Change | BatchComplete]) -> tuple[messages.Event, ...]:
         """Return what of `changes` concerns this variant."""
@@ -81,7 +98,7 @@ class Variant:
         """
         if self.where is None:
             return True, True
-        if change.event_type is EventType.INSERT:
+        if change.event_type is EventType.INSERT and not (change.net and change.document.version > 1):
             before = False
         elif change.before is None:
             before = True

@@ -19,13 +19,11 @@ from typing import Protocol
 
 from gateway.engine.types import Applied, BatchComplete, Change, Page, Span
 from gateway.faults import internal
-from gateway.protocol.messages import Reset
+from gateway.protocol.messages import Reset, Unsubscribed
 from gateway.push.events import Variant
 
 PAGE = 512
 """Documents read from the store at a time."""
-
-_EVENT_BYTES = 256
 
 
 class Sink(Protocol):
@@ -142,10 +140,17 @@ class Room:
         if not members:
             self._live.pop(subscriber.variant, None)
 
+    def close(self) -> None:
+        """Tell all subscribers that nothing more comes, and let them go. Their tasks have ended when this returns."""
+        members = [*self._behind, *(member for live in self._live.values() for member in live)]
+        for subscriber in members:
+            self.leave(subscriber)
+            subscriber.sink.write(subscriber.variant.frame(Unsubscribed(collection=self.collection)))
+
     def publish(self, applied: Applied) -> None:
         """Pass one commit on. Commits come in order, each once."""
         assert applied.first_index_version == self.head + 1, "commits are published without gaps"
-        entry = _Entry(applied, _size(applied))
+        entry = _Entry(applied, sum(event.size_bytes for event in applied.events))
         before, self.head = self.head, applied.index_version
         for variant, members in list(self._live.items()):
             if not all(map(variant.can_show, applied.events)):
@@ -230,13 +235,3 @@ def _write(members: set[Subscriber], data: bytes) -> list[Subscriber]:
         else:
             lagging.append(subscriber)
     return lagging
-
-
-def _size(applied: Applied) -> int:
-    size = 0
-    for event in applied.events:
-        size += _EVENT_BYTES
-        if isinstance(event, Change):
-            size += len(event.document.metadata) + len(event.before or "") + len(event.document.content or "")
-            size += len(event.vector or b"")
-    return size

@@ -37,7 +37,10 @@ _STATUS = {
     "storage_unavailable": 503,
     "internal": 500,
 }
+_COMMAND = "hotindex.command"
 _T = TypeVar("_T")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,6 +53,8 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     m: int
     ef_construction: int
     ef_search: int
+    hot_rows: int | None
+    indexes: tuple[str, ...]
     epoch: str
     index_version: int
     documents: int
@@ -87,7 +92,7 @@ class HttpServer:
     def __init__(self, node: Node, metrics: Metrics, message_bytes: int) -> None:
         self._node = node
         self._metrics = metrics
-        app = web.Application(middlewares=[_errors], client_max_size=message_bytes)
+        app = web.Application(middlewares=[self._counted], client_max_size=message_bytes)
         collection = "/v1/collections/{collection}"
         app.add_routes(
             [
@@ -127,7 +132,7 @@ class HttpServer:
         return web.Response(text="ok\n")
 
     async def _readyz(self, _: web.Request) -> web.Response:
-        faults = self._node.faults()
+        faults = await self._node.faults()
         if faults:
             return web.Response(status=503, text="".join(f"{fault}\n" for fault in faults))
         return web.Response(text="ready\n")
@@ -157,32 +162,36 @@ class HttpServer:
         if request.content_type == NDJSON_TYPE:
             return _respond(request, await load(self._node, name, request.content.iter_any()))
         command = msgspec.structs.replace(await _body(request, messages.Upsert), collection=name)
-        return await self._submit(request, command, request.content_length or 0)
+        return await self._submit(request, command)
 
     async def _patch(self, request: web.Request) -> web.Response:
         body = await _body(request, _PatchBody)
         command = messages.Patch(
             collection=request.match_info["collection"], id=request.match_info["id"], **msgspec.structs.asdict(body)
         )
-        return await self._submit(request, command, request.content_length or 0)
+        return await self._submit(request, command)
 
     async def _delete(self, request: web.Request) -> web.Response:
         command = messages.Delete(collection=request.match_info["collection"], id=request.match_info["id"])
-        return await self._submit(request, command, 0)
+        return await self._submit(request, command)
 
     async def _upsert_vectors(self, request: web.Request) -> web.Response:
         body = await _body(request, _Vectors)
-        command = messages.Upsert(collection=body.collection, documents=body.vectors)
-        return await self._submit(request, command, request.content_length or 0)
+        command = messages.Upsert(collection=_named(request, body.collection), documents=body.vectors)
+        return await self._submit(request, command)
 
     async def _delete_ids(self, request: web.Request) -> web.Response:
-        return await self._submit(request, await _body(request, messages.Delete), request.content_length or 0)
+        body = await _body(request, messages.Delete)
+        command = msgspec.structs.replace(body, collection=_named(request, body.collection))
+        return await self._submit(request, command)
 
-    async def _submit(self, request: web.Request, command: messages.Write, size_bytes: int) -> web.Response:
-        ticket = await self._node.submit(command, size_bytes)
+    async def _submit(self, request: web.Request, command: messages.Write) -> web.Response:
+        request[_COMMAND] = messages.name_of(command)
+        ticket = await self._node.submit(command, len(await request.read()))
         return _respond(request, replies.ack(ticket.collection, await ticket.done()))
 
     async def _get(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "get"
         include = _include(request)
         found = await self._node.get(
             messages.Get(collection=request.match_info["collection"], id=request.match_info["id"], include=include)
@@ -190,11 +199,13 @@ class HttpServer:
         return _respond(request, replies.document(*found, include, _accepted(request)))
 
     async def _metadata(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "get"
         command = messages.Get(id=request.match_info["id"], collection=request.query.get("collection"))
         _, document, _ = await self._node.get(command)
         return _respond(request, _accepted(request).metadata(document.metadata))
 
     async def _search(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "search"
         command = msgspec.structs.replace(
             await _body(request, messages.Search), collection=request.match_info["collection"]
         )
@@ -223,27 +234,45 @@ class HttpServer:
         name = request.match_info["collection"]
         return _respond(request, {"collection": name, "index_version": await self._node.snapshot(name)})
 
+    @web.middleware
+    async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Count the commands that requests carry, with those of WebSockets."""
+        outcome = "ok"
+        try:
+            return await _answered(request, handler)
+        except _Refused as refused:
+            outcome = refused.error.code
+            return _refuse(request, refused.error, refused.status)
+        finally:
+            if command := request.get(_COMMAND):
+                self._metrics.commands.labels(command, outcome).inc()
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+class _Refused(Exception):
+    """A request that is answered with the contract's error object."""
+
+    def __init__(self, error: HotindexError, status: int | None = None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.status = status
 
 
-@web.middleware
-async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer every error as the contract's error object."""
+async def _answered(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer, or raise a _Refused for whatever is wrong."""
     try:
         return await handler(request)
     except HotindexError as error:
-        return _refuse(request, error)
+        raise _Refused(error) from error
     except web.HTTPRequestEntityTooLarge as error:
-        return _refuse(request, TooLarge(error.text or "the body is over the limit"))
-    except web.HTTPNotFound:
-        return _refuse(request, NotFound(f"no route {request.path!r}"))
+        raise _Refused(TooLarge(error.text or "the body is over the limit")) from error
+    except web.HTTPNotFound as error:
+        raise _Refused(NotFound(f"no route {request.path!r}")) from error
     except web.HTTPMethodNotAllowed as error:
-        return _refuse(request, UnknownAction(f"{error.method} is not allowed on {request.path!r}"), status=405)
+        raise _Refused(UnknownAction(f"{error.method} is not allowed on {request.path!r}"), 405) from error
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception as error:  # one request's fault must not be the client's riddle
-        return _refuse(request, internal(error, path=request.path))
+        raise _Refused(internal(error, path=request.path)) from error
 
 
 def _refuse(request: web.Request, error: HotindexError, status: int | None = None) -> web.Response:
@@ -268,6 +297,17 @@ async def _body(request: web.Request, kind: type[_T]) -> _T:
     codec = MSGPACK if request.content_type == _MSGPACK_TYPE else JSON
     body: _T = codec.decode(await request.read(), kind)
     return body
+
+
+def _named(request: web.Request, in_body: str | None) -> str | None:
+    """Return the collection that the body or the query names."""
+    in_query = request.query.get("collection")
+    if in_body is not None and in_query not in (None, in_body):
+        raise InvalidArgument(
+            f"collection is {checks.show(in_body)} in the body and {checks.show(in_query)} in the query",
+            field="collection",
+        )
+    return in_query if in_body is None else in_body
 
 
 def _include(request: web.Request) -> tuple[messages.Include, ...]:
@@ -302,6 +342,8 @@ def _info(hosted: Hosted) -> CollectionInfo:
         m=spec.m,
         ef_construction=spec.ef_construction,
         ef_search=spec.ef_search,
+        hot_rows=spec.hot_rows,
+        indexes=spec.indexes,
         epoch=hosted.collection.epoch,
         index_version=hosted.room.head,
         documents=hosted.collection.document_count,

@@ -34,6 +34,7 @@ CLOSE_TOO_SLOW = 4413
 _WRITE_BUFFER_BYTES = 64 << 10
 _DRAIN_S = 5.0
 _CLOSE_S = 2.0
+_READS_AT_ONCE = 4
 
 
 class Connection(ServerConnection):
@@ -55,6 +56,11 @@ class Connection(ServerConnection):
         # Whole frames, and never while a fragmented message is under way: the gateway sends none.
         if self.protocol.state is ConnectionState.OPEN:
             self.transport.write(data)
+
+    @property
+    def unread(self) -> bool:
+        """Whether nothing is heard because the gateway doesn't listen: it is busy with what came before."""
+        return self.writable and not self.transport.is_reading()
 
     async def drained(self) -> bool:
         await self._drained.wait()
@@ -90,6 +96,7 @@ class Conversation:
         self._metrics = metrics
         self._subscribers: dict[str, Subscriber] = {}
         self._reads: set[asyncio.Task[None]] = set()
+        self._reading = asyncio.Semaphore(_READS_AT_ONCE)
         self._under_way = 0
         self._progress = asyncio.Event()
 
@@ -156,6 +163,12 @@ class Conversation:
             self._answer(step, replies.ack(ticket.collection, outcome))
 
     async def _read(self, step: Perform, command: messages.Read) -> None:
+        """Answer a read once the client has taken what it was answered before: a few answers at a time are in memory."""
+        async with self._reading:
+            await self.connection.drained()
+            await self._look_up(step, command)
+
+    async def _look_up(self, step: Perform, command: messages.Read) -> None:
         codec = self.session.codec
         answer: Message
         try:
@@ -205,7 +218,7 @@ class Conversation:
     def _landed(self, step: Perform, outcome: str) -> None:
         self._under_way -= 1
         self._progress.set()
-        self._metrics.commands.labels(type(step.command).__name__.lower(), outcome).inc()
+        self._metrics.commands.labels(messages.name_of(step.command), outcome).inc()
 
     def _send(self, data: bytes) -> None:
         self.connection.write(frame(data, binary=self.session.codec.binary))
@@ -261,7 +274,14 @@ class WebSocketServer:
             for one in late:
                 one.cancel()
         self._server.close(code=CLOSE_GOING_AWAY, reason="the gateway is shutting down")
-        await self._server.wait_closed()
+        try:
+            async with asyncio.timeout(_CLOSE_S):
+                await self._server.wait_closed()
+        except TimeoutError:
+            # Who doesn't read what was sent before doesn't read the close frame either.
+            for conversation in list(self._conversations):
+                conversation.connection.abandon()
+            await self._server.wait_closed()
 
     async def _converse(self, connection: ServerConnection) -> None:
         assert isinstance(connection, Connection), "create_connection makes these"
@@ -291,7 +311,7 @@ class WebSocketServer:
             await asyncio.sleep(self._ping_interval_s)
             for conversation in list(self._conversations):
                 connection = conversation.connection
-                if connection.heard:
+                if connection.heard or connection.unread:
                     connection.heard = False
                     connection.write(PING)
                 else:

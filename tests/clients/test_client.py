@@ -22,6 +22,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from gateway.app import Addresses
 from gateway.commands.process import GatewayProcess
 from tests.conftest import StartGateway
+from tests.server.test_websocket import drop
 
 FAST = Backoff(first_s=0.01, limit_s=0.05)
 
@@ -301,3 +302,40 @@ def test_the_synchronous_client(tmp_path: Path) -> None:
         client.ping()
     with pytest.raises(hotindex.ConnectionLost), hotindex.sync.Client(gateway.ws):
         pass
+
+
+async def test_a_subscription_follows_a_collection_that_is_made_again(gateway: Addresses) -> None:
+    async with Client(gateway.ws, backoff=FAST) as client:
+        await client.upsert("m", id="a", vector=[1.0, 0.0])
+        async with client.subscribe("m") as updates:
+            epoch = updates.epoch
+            await drop(gateway, "m")
+            with pytest.raises(hotindex.NotFound):
+                await anext(updates)
+        await client.upsert("m", id="b", vector=[1.0, 0.0])
+        async with client.subscribe("m", since=0) as updates:
+            assert isinstance(await anext(updates), Reset)
+            assert updates.epoch != epoch
+            update = await anext(updates)
+            assert isinstance(update, Update)
+            assert update.document_id == "b"
+
+
+async def test_a_subscription_given_up_leaves_nothing_behind(client: Client) -> None:
+    await client.upsert("m", id="a", vector=[1.0, 0.0])
+    begun = asyncio.create_task(client.subscribe("m").__aenter__())
+    await asyncio.sleep(0)
+    begun.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await begun
+    async with client.subscribe("m") as updates:
+        await client.upsert("m", id="b", vector=[0.0, 1.0])
+        update = await anext(updates)
+        assert isinstance(update, Update)
+        assert update.document_id == "b"
+
+
+async def test_several_vectors_in_one_search(client: Client) -> None:
+    await client.upsert("m", [Document("x", [1.0, 0.0]), Document("y", [0.0, 1.0])])
+    found = await client.search_many("m", [[1.0, 0.1], [0.1, 1.0]], k=1, ef=20)
+    assert [results.hits[0].id for results in found] == ["x", "y"]

@@ -37,10 +37,10 @@ def lines_of(name: str, count: int, *arguments: str) -> list[str]:
 
 
 def test_quickstart(gateway: GatewayProcess) -> None:
-    assert run("quickstart.py", gateway.ws) == [
-        "found: A crew travels through a wormhole to save mankind",
-        "told:  update 2 {'rating': 8.6}",
-    ]
+    for _ in range(2):
+        found, told = run("quickstart.py", gateway.ws)
+        assert found == "found: A crew travels through a wormhole to save mankind"
+        assert told.startswith("told:  update 2 {'seen_at': ")
 
 
 def test_synchronous(gateway: GatewayProcess) -> None:

@@ -373,6 +373,51 @@ def test_space_is_given_back_after_large_deletions(tmp_path: Path) -> None:
     recovered.close()
 
 
+def test_a_store_put_in_place_of_a_later_one_begins_a_new_life(tmp_path: Path) -> None:
+    """The snapshot of the later state has labels that the older store gives to other vectors."""
+    collection = make(tmp_path / "things")
+    for i in range(100):
+        commit(collection, put(f"d{i}", i, 0, 0, 1))
+    epoch = collection.epoch
+    source = sqlite3.connect(tmp_path / "things" / "store.db")
+    with sqlite3.connect(tmp_path / "backup.db") as backup:
+        source.backup(backup)
+    backup.close()
+    source.close()
+    for i in range(100, 200):
+        commit(collection, put(f"d{i}", i, 0, 0, 1))
+    collection.move(200)
+    collection.write_snapshot()
+    collection.close()
+    for name in ("store.db-wal", "store.db-shm"):
+        (tmp_path / "things" / name).unlink(missing_ok=True)
+    shutil.copy(tmp_path / "backup.db", tmp_path / "things" / "store.db")
+    restored = reopen(tmp_path / "things")
+    assert restored.epoch != epoch
+    assert not restored.reaches(50, epoch)
+    for i in range(100):
+        commit(restored, put(f"n{i}", 0, i, 0, 2))
+    restored.close()
+    again = reopen(tmp_path / "things")
+    assert again.epoch == restored.epoch
+    for i in range(100):
+        assert nearest(again, 0, i, 0, 2, k=1) == [f"n{i}"]
+        assert nearest(again, i, 0, 0, 1, k=1) == [f"d{i}"]
+    again.close()
+
+
+def test_a_collection_that_can_not_be_opened_leaves_its_name_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            Collection, "_recover", lambda _: (_ for _ in ()).throw(StorageUnavailable("too many open files"))
+        )
+        with pytest.raises(StorageUnavailable):
+            make(tmp_path / "things")
+    make(tmp_path / "things").close()
+
+
 @pytest.fixture(scope="module")
 def crowd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Collection, Vector]]:
     """6,000 random documents, most of them in the graph; `share` is in (0, 1], evenly."""

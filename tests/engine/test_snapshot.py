@@ -31,7 +31,7 @@ def write(directory: Path, graph: Graph) -> Path:
 
 def test_what_was_written_is_loaded(tmp_path: Path, graph: Graph) -> None:
     write(tmp_path, graph)
-    loaded = snapshot.load(tmp_path, SPEC, EPOCH)
+    loaded = snapshot.load(tmp_path, SPEC, EPOCH, 1000)
     assert loaded is not None
     assert sorted(loaded.labels().tolist()) == list(range(1, 101))
     loaded.bury(np.array([50]))
@@ -61,7 +61,7 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_taken(tmp_path: Path, gr
     write(tmp_path, graph)
     assert callable(damage)
     damage(write(tmp_path, graph).with_suffix(".hnsw"))
-    loaded = snapshot.load(tmp_path, SPEC, EPOCH)
+    loaded = snapshot.load(tmp_path, SPEC, EPOCH, 1000)
     assert loaded is not None
     assert (tmp_path / "graph-00000002.json.bad").exists()
     assert (tmp_path / "graph-00000001.json").exists()
@@ -74,12 +74,12 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_taken(tmp_path: Path, gr
 def test_a_snapshot_of_something_else_is_not_believed(tmp_path: Path, graph: Graph, field: str, value: object) -> None:
     path = write(tmp_path, graph)
     path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
-    assert snapshot.load(tmp_path, SPEC, EPOCH) is None
+    assert snapshot.load(tmp_path, SPEC, EPOCH, 1000) is None
     assert path.with_name(f"{path.name}.bad").exists()
 
 
 def test_no_snapshot_is_no_fault(tmp_path: Path) -> None:
-    assert snapshot.load(tmp_path, SPEC, EPOCH) is None
+    assert snapshot.load(tmp_path, SPEC, EPOCH, 1000) is None
 
 
 def test_a_full_disk_is_noticed_and_leaves_the_last_one(tmp_path: Path, graph: Graph) -> None:
@@ -94,12 +94,12 @@ def test_a_full_disk_is_noticed_and_leaves_the_last_one(tmp_path: Path, graph: G
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert snapshot.load(tmp_path, SPEC, EPOCH) is not None
+    assert snapshot.load(tmp_path, SPEC, EPOCH, 1000) is not None
 
 
 def test_an_unfinished_one_is_cleared_away(tmp_path: Path) -> None:
     (tmp_path / "graph-00000001.tmp").write_bytes(b"half")
-    assert snapshot.load(tmp_path, SPEC, EPOCH) is None
+    assert snapshot.load(tmp_path, SPEC, EPOCH, 1000) is None
     assert not list(tmp_path.iterdir())
 
 

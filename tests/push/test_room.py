@@ -326,3 +326,25 @@ def _replica(pipe: Pipe) -> dict[str, Any]:
         else:
             replica[event["document_id"]] = (event["version"], event["metadata"])
     return replica
+
+
+async def test_a_document_made_again_may_have_left_a_filter_meanwhile(tmp_path: Path) -> None:
+    """Deleted and made again as something else, a document is new, and yet one that the subscriber may hold."""
+    collection = make(tmp_path / "things")
+    collection.commit([write(put("a", 1, 0, 0, 0, metadata={"x": 1})), write(put("b", 1, 0, 0, 0))])
+    collection.commit([write(Remove("a"))])
+    collection.commit([write(put("a", 1, 0, 0, 0, metadata={"x": 2})), write(put("c", 1, 0, 0, 0, metadata={"x": 2}))])
+    page = collection.changes(Span(2, 2, 5), 10)
+    events = Variant("things", JSON, Filter({"x": 1})).events(page.changes)
+    assert [(event.document_id, event.left) for event in events] == [("a", True)]
+    collection.close()
+
+
+async def test_events_share_frames_of_bounded_size(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    collection.commit([write(put(f"d{i}", 1, 0, 0, i, metadata={"x": "x" * 300_000})) for i in range(10)])
+    pipe = Pipe()
+    pipe.write(Variant("things", JSON, batch=True).frames(collection.changes(Span(0, 0, 10), 10).changes))
+    assert len(pipe.events()) == 10
+    assert 2 <= len(pipe.messages()) <= 5
+    collection.close()

@@ -51,6 +51,8 @@ async def test_a_collection_is_made_described_listed_and_dropped(http: Http) -> 
         "m": 8,
         "ef_construction": 100,
         "ef_search": 64,
+        "hot_rows": None,
+        "indexes": [],
         "index_version": 0,
         "documents": 0,
     }
@@ -263,7 +265,7 @@ async def test_a_failing_disk_is_told_as_not_ready(start_gateway: StartGateway, 
         http = Http(session)
         await http("POST", f"{HERE}/documents", {"id": "a", "vector": [1, 0]})
         blocker = sqlite3.connect(tmp_path / "data/collections/m/store.db", isolation_level=None)
-        blocker.execute("CREATE TRIGGER full BEFORE INSERT ON vectors BEGIN SELECT RAISE(ABORT, 'disk full'); END")
+        blocker.execute("CREATE TRIGGER full BEFORE UPDATE ON meta BEGIN SELECT RAISE(ABORT, 'disk full'); END")
         status, error = await http("POST", f"{HERE}/documents", {"id": "b", "vector": [1, 0]})
         assert (status, error["code"], error["retryable"]) == (503, "storage_unavailable", True)
         status, text = await http("GET", "/readyz")
@@ -272,8 +274,8 @@ async def test_a_failing_disk_is_told_as_not_ready(start_gateway: StartGateway, 
         assert (await http("POST", f"{HERE}/search", {"vector": [1, 0]}))[0] == 200, "reads go on"
         blocker.execute("DROP TRIGGER full")
         blocker.close()
+        assert (await http("GET", "/readyz"))[0] == 200, "nobody has to write first"
         assert (await http("POST", f"{HERE}/documents", {"id": "b", "vector": [1, 0]}))[0] == 200
-        assert (await http("GET", "/readyz"))[0] == 200
 
 
 async def test_the_default_collection_is_a_setting(start_gateway: StartGateway) -> None:
@@ -281,3 +283,61 @@ async def test_the_default_collection_is_a_setting(start_gateway: StartGateway) 
         socket_typed: JsonSocket = socket
         ack = await socket_typed.ask(type="product_created", product_id="p", data={"name": "Shoe"})
         assert ack["collection"] == "shop"
+
+
+async def test_producers_over_rest_may_name_the_collection_in_the_query(http: Http) -> None:
+    vectors = {"vectors": [{"id": "a", "vector": [1, 0]}]}
+    assert (await http("POST", "/v1/upsert?collection=m", vectors))[1]["collection"] == "m"
+    status, ack = await http("POST", "/v1/delete?collection=m", {"ids": ["a"]})
+    assert (ack["collection"], ack["results"][0]["status"]) == ("m", "deleted")
+    status, error = await http("POST", "/v1/delete?collection=m", {"ids": ["a"], "collection": "n"})
+    assert (status, error["field"]) == (400, "collection")
+
+
+async def test_commands_over_http_are_counted(http: Http) -> None:
+    await http("POST", f"{HERE}/documents", {"id": "a", "vector": [1, 0]})
+    await http("POST", f"{HERE}/search", {"vector": [1]})
+    _, text = await http("GET", "/metrics")
+    assert 'hotindex_commands_total{command="upsert",outcome="ok"} 1.0' in text
+    assert 'hotindex_commands_total{command="search",outcome="invalid_vector"} 1.0' in text
+
+
+async def test_a_page_of_changes_is_bounded_in_bytes(http: Http) -> None:
+    for i in range(12):
+        await http("POST", f"{HERE}/documents", {"id": f"d{i}", "vector": [1, i], "content": "x" * 900_000})
+    seen, since, pages = [], 0, 0
+    while True:
+        _, page = await http("GET", f"{HERE}/changes?since={since}")
+        seen += [event["document_id"] for event in page["changes"]]
+        since, pages = page["index_version"], pages + 1
+        if not page["more"]:
+            break
+    assert seen == [f"d{i}" for i in range(12)]
+    assert pages > 1
+
+
+async def test_patches_do_not_grow_a_document_beyond_its_limit(http: Http) -> None:
+    await http("POST", f"{HERE}/documents", {"id": "a", "vector": [1, 0], "metadata": {"a": "x" * 600_000}})
+    status, error = await http("PATCH", f"{HERE}/documents/a", {"changes": {"b": "x" * 600_000}})
+    assert (status, error["code"]) == (413, "too_large")
+    assert (await http("GET", f"{HERE}/documents/a"))[1]["version"] == 1
+
+
+async def test_an_answer_is_bounded_in_bytes(http: Http) -> None:
+    for i in range(70):
+        await http("POST", f"{HERE}/documents", {"id": f"d{i}", "vector": [1, i], "content": "x" * 1_000_000})
+    status, error = await http("POST", f"{HERE}/search", {"vector": [1, 0], "k": 70})
+    assert (status, error["code"], error["field"]) == (413, "too_large", "k")
+    assert (await http("POST", f"{HERE}/search", {"vector": [1, 0], "k": 10}))[0] == 200
+
+
+async def test_settings_of_a_collection(http: Http) -> None:
+    made = {"dimension": 2, "hot_rows": 16, "indexes": ["year", "maker.name"]}
+    status, info = await http("PUT", HERE, made)
+    assert (status, info["hot_rows"], info["indexes"]) == (201, 16, ["year", "maker.name"])
+    assert (await http("PUT", HERE, {"dimension": 2}))[0] == 200
+    status, error = await http("PUT", HERE, {"dimension": 2, "indexes": ["month"]})
+    assert (status, error["code"]) == (409, "conflict")
+    assert "indexes ('year', 'maker.name')" in error["message"]
+    for wrong in ({"hot_rows": -1}, {"indexes": ["a..b"]}, {"indexes": ["x"] * 17}):
+        assert (await http("PUT", f"{HERE}2", {"dimension": 2, **wrong}))[0] == 400

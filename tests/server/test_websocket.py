@@ -426,3 +426,55 @@ async def test_a_stop_answers_what_is_under_way_and_closes_with_1001(start_gatew
     async with start_gateway() as gateway, json_socket(gateway.ws) as again:
         found = await again.ask(action="search", collection="m", vector=[1, 0], k=100)
         assert len(found["results"]) == 50, "what was taken in is applied"
+
+
+async def test_several_vectors_in_one_search(socket: JsonSocket) -> None:
+    await socket.ask(
+        action="upsert", collection="m", documents=[{"id": "x", "vector": [1, 0]}, {"id": "y", "vector": [0, 1]}]
+    )
+    answer = await socket.ask(action="search", collection="m", vectors=[[1, 0.1], [0.1, 1]], k=1, ef=10)
+    assert [[hit["id"] for hit in hits] for hits in answer["results"]] == [["x"], ["y"]]
+    one = await socket.ask(action="search", collection="m", vectors=[[1, 0]], k=1)
+    assert [[hit["id"] for hit in hits] for hits in one["results"]] == [["x"]]
+    wrong = await socket.ask(action="search", collection="m", vectors=[[1, 0], [1]])
+    assert (wrong["code"], wrong["field"]) == ("invalid_vector", "vectors[1]")
+    for fields, field in (({"vectors": []}, "the number of vectors"), ({"vector": [1, 0], "ef": 0}, "ef")):
+        refused = await socket.ask(action="search", collection="m", **fields)
+        assert (refused["code"], refused["field"]) == ("invalid_argument", field)
+
+
+async def test_a_path_without_end_is_refused(socket: JsonSocket) -> None:
+    await socket.ask(action="upsert", collection="m", id="x", vector=[1, 0])
+    for path in (".".join(["a"] * 20_000), "a" * 2000):
+        answer = await socket.ask(action="search", collection="m", vector=[1, 0], filter={path: 1})
+        assert (answer["code"], answer["field"]) == ("invalid_filter", "filter")
+        assert len(answer["message"]) < 300
+
+
+async def test_the_largest_filters_run(socket: JsonSocket) -> None:
+    path = ".".join("abcdefghijklmnop" * 2)
+    await socket.ask(action="upsert", collection="m", id="x", vector=[1, 0], metadata={"a": {"b": 1}})
+    answer = await socket.ask(action="search", collection="m", vector=[1, 0], filter={path: {"$in": list(range(250))}})
+    assert answer["results"] == []
+
+
+async def test_subscribers_of_a_dropped_collection_are_told(gateway: Addresses) -> None:
+    async with json_socket(gateway.ws) as here, json_socket(gateway.ws) as behind:
+        await here.ask(action="upsert", collection="m", id="x", vector=[1, 0])
+        await here.ask(action="subscribe", collection="m")
+        await behind.ask(action="subscribe", collection="m", since=0)
+        await drop(gateway, "m")
+        assert await here.receive() == {"type": "unsubscribed", "collection": "m"}
+        while (await behind.receive())["type"] != "unsubscribed":
+            pass
+        made = await here.ask(action="upsert", collection="m", id="x", vector=[1, 0])
+        assert made["type"] == "ack", "and no push of the new collection's"
+        subscribed = await here.ask(action="subscribe", collection="m", since=0)
+        assert (subscribed["index_version"], subscribed["recovered"]) == (1, True)
+
+
+async def drop(gateway: Addresses, collection: str) -> None:
+    import aiohttp
+
+    async with aiohttp.ClientSession() as http, http.delete(f"{gateway.http}/v1/collections/{collection}") as response:
+        assert response.status == 200
