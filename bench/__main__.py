@@ -11,7 +11,8 @@ from pathlib import Path
 from bench.harness import Report
 
 BENCHMARKS = {
-    "latency": "send → acknowledged, send → last of S subscribers has it, beside the bare minimum of the path"
+    "latency": "send → acknowledged, send → last of S subscribers has it, beside the bare minimum of the path",
+    "engine": "updates, recall, searches, snapshots, starts, beside hnswlib and usearch",
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -71,15 +71,20 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure beside what it has to be at most."""
+    """A figure beside what it has to be at most, or at least."""
 
     name: str
     value: float
     limit: float
+    at_least: bool = False
 
     @property
     def met(self) -> bool:
-        return self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        bound = f"at {'least' if self.at_least else 'most'} {self.limit:,g}"
+        return f"{self.name}: {self.value:,.{3 if self.value < 10 else 0}f} (target {bound})"
 
 
 @dataclass(slots=True)
@@ -113,7 +118,7 @@ class Report:
         console.print(table)
         for target in self.targets:
             verdict = "met" if target.met else "MISSED"
-            console.print(f"  {verdict:<7} {target.name}: {target.value:.2f} (target at most {target.limit:g})")
+            console.print(f"  {verdict:<7} {target}")
 
     def write(self, directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)

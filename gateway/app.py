@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import os
+import resource
 import signal
 import sys
 import time
@@ -108,6 +109,7 @@ def serve(settings: Settings) -> None:
     """Run the gateway until SIGTERM or SIGINT. Raises StartupError."""
     logs.configure(settings.log_level, settings.log_format)
     _tune_interpreter()
+    _allow_many_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings))
 
@@ -121,6 +123,12 @@ def _tune_interpreter() -> None:
     sys.setswitchinterval(0.001)
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+def _allow_many_files() -> None:
+    """Take as many descriptors as the system allows: a connection needs one, a collection up to ten."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 async def _serve(settings: Settings) -> None:

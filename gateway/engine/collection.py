@@ -10,15 +10,17 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from queue import Empty, LifoQueue
 
+import msgspec
 import numpy as np
 import structlog
 
@@ -280,7 +282,7 @@ class Collection:
         blobs = self._store.vectors([label for label in wanted.values() if label is not None])
         for document_id, label in wanted.items():
             if label is not None:
-                stored[document_id] = replace(stored[document_id], vector=blobs[label])
+                stored[document_id] = msgspec.structs.replace(stored[document_id], vector=blobs[label])
         return stored
 
     def get(self, document_id: str, *, include_vector: bool = False) -> tuple[Document, bytes | None] | None:
@@ -310,6 +312,12 @@ class Collection:
             assert answer is not None, "store and index agree while nothing is committed"
             return answer
 
+    def nearest(self, vector: Vector, k: int, ef: int) -> Found:
+        """Return labels and scores of the k nearest to a vector[d], without their documents."""
+        (comparable,) = vectors.comparable(vector[np.newaxis], self.spec.metric)
+        with self._index.view() as view:
+            return self._index.search(view, comparable, k, ef)
+
     def _search_index(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
         """Search the index, then read the documents found; None where one of them isn't as it was any more."""
         k = _wanted(query)
@@ -336,7 +344,7 @@ class Collection:
         allowed = self._allowed.get(query.where, reader, self._store.index_version)
         k = _wanted(query)
         ef = query.ef or self.spec.ef_search
-        if _few(len(allowed), self.document_count, k, ef):
+        if few(len(allowed), self.document_count, k, ef):
             return self._search_exactly(reader, query, comparable)
         with self._index.view() as view, reader.snapshot() as index_version:
             if index_version != view.index_version:
@@ -386,11 +394,20 @@ class Collection:
         """
         threads = _CORES if hurry else 1
         while rows > 0:
-            alone = hurry and self._index.graph.turns.idle_s > _UNDISTURBED_S
-            chunk = min(rows, _LARGE_CHUNK if alone else _CHUNK * threads)
+            chunk = min(rows, _LARGE_CHUNK if hurry and self.unsearched else _CHUNK * threads)
             self._index.move(chunk, threads)
             rows -= chunk
         return self._index.hot_rows
+
+    @property
+    def idle_s(self) -> float:
+        """The time since the last commit."""
+        return time.monotonic() - self._index.applied_at
+
+    @property
+    def unsearched(self) -> bool:
+        """Whether nobody has searched for a moment."""
+        return self._index.graph.turns.idle_s > _UNDISTURBED_S
 
     @property
     def needs_moving(self) -> bool:
@@ -487,7 +504,7 @@ def _wanted(query: Query) -> int:
     return query.k + (query.exclude is not None)
 
 
-def _few(allowed: int, live: int, k: int, ef: int) -> bool:
+def few(allowed: int, live: int, k: int, ef: int) -> bool:
     """Tell whether comparing with all allowed vectors costs less than asking the graph for enough neighbours.
 
     The constants are measured by `hotindex bench engine`.

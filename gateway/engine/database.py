@@ -44,9 +44,10 @@ CREATE TABLE documents(
     content TEXT,
     vector_crc INTEGER
 );
-CREATE UNIQUE INDEX documents_by_change ON documents(index_version, vector_version);
+CREATE UNIQUE INDEX documents_by_change ON documents(index_version);
+CREATE UNIQUE INDEX documents_by_vector ON documents(vector_version) WHERE vector_version IS NOT NULL;
 CREATE INDEX tombstones ON documents(updated_at) WHERE vector_version IS NULL;
-CREATE TABLE vectors(vector_version INTEGER PRIMARY KEY, document INTEGER NOT NULL, vector BLOB NOT NULL);
+CREATE TABLE vectors(vector_version INTEGER PRIMARY KEY, vector BLOB NOT NULL);
 CREATE TABLE garbage(position INTEGER PRIMARY KEY, vector_version INTEGER NOT NULL);
 CREATE TABLE terms(
     field INTEGER NOT NULL, value BLOB NOT NULL, document INTEGER NOT NULL, PRIMARY KEY(field, value, document)
@@ -56,6 +57,7 @@ CREATE INDEX events_by_time ON events(at);
 """
 
 COLUMNS = ("id", "version", "index_version", "created", "vector_version", "source", "updated_at", "metadata", "content")
+_SOURCES = tuple(Source)
 DOCUMENT = ", ".join(f"d.{name}" for name in COLUMNS)
 """The columns `document` takes, of a table called d."""
 
@@ -135,7 +137,7 @@ def meta(connection: sqlite3.Connection, key: str) -> Any:
 
 def document(row: Sequence[Any]) -> Document:
     """Return the document of a row that begins with the columns DOCUMENT."""
-    return Document(row[0], row[1], row[2], row[3], row[4], Source(row[5]), row[6], row[7], row[8])
+    return Document(row[0], row[1], row[2], row[3], row[4], _SOURCES[row[5]], row[6], row[7], row[8])
 
 
 def chunked(connection: sqlite3.Connection, sql: str, keys: Sequence[Any]) -> Iterator[Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -92,6 +93,8 @@ class Index:
         segment = _Segment(max(_FIRST_CAPACITY, 2 * len(labels)), spec.dimension)
         segment.fill(0, rows, labels)
         self._view = View(segment, 0, len(labels), version, len(labels) + graph.live, graph)
+        self.applied_at = time.monotonic()
+        """When the last commit was made visible, by the monotonic clock."""
 
     @property
     def graph(self) -> Graph:
@@ -110,11 +113,12 @@ class Index:
 
     def apply(self, turnover: Turnover, index_version: int) -> None:
         """Make one commit visible."""
-        labels = np.array([label for label, _, _ in turnover.born], np.int64)
-        blobs = b"".join(vector for _, _, vector in turnover.born)
+        labels = np.array([label for label, _ in turnover.born], np.int64)
+        blobs = b"".join(vector for _, vector in turnover.born)
         raw = np.frombuffer(blobs, np.float32).reshape(-1, self._spec.dimension)
         rows = vectors.comparable(raw, self._spec.metric)
         died = turnover.died
+        self.applied_at = time.monotonic()
         with self._mutex:
             view = self._with_room(self._view, len(labels))
             view.segment.fill(view.stop, rows, labels)

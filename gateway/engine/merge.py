@@ -19,8 +19,7 @@ BuildText = Callable[[Metadata], str]
 """Makes the text to embed from metadata; empty where the metadata has none of the text fields."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True):
     """A document, or its tombstone, with the bytes of its vector where they were asked for.
 
     `key` is the store's for the document, 0 where it has none yet; `vector_crc` the CRC-32 of the stored vector.
@@ -32,8 +31,7 @@ class Stored:
     vector_crc: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(msgspec.Struct, frozen=True):
     """The state an operation asks for. `vector` is None where the stored one stays."""
 
     source: Source

@@ -38,9 +38,9 @@ WriteOutcome = Done | NeedsVectors | HeldBack | HotindexError
 
 @dataclass(frozen=True, slots=True)
 class Turnover:
-    """What a plan does to the vectors: those born, ascending, as (label, document id, vector); the labels that died."""
+    """What a plan does to the vectors: those born, with their labels, ascending; the labels that died."""
 
-    born: Sequence[tuple[int, str, bytes]]
+    born: Sequence[tuple[int, bytes]]
     died: Sequence[int]
 
 
@@ -59,7 +59,7 @@ class Plan:
 
     def turnover(self, stored: Mapping[str, Stored]) -> Turnover:
         """Return what the plan does to the vectors of what was `stored` before it."""
-        born: list[tuple[int, str, bytes]] = []
+        born: list[tuple[int, bytes]] = []
         died: list[int] = []
         for document_id, now in self.documents.items():
             before = stored[document_id].document.vector_version if document_id in stored else None
@@ -70,7 +70,7 @@ class Plan:
                 died.append(before)
             if label is not None:
                 assert now.vector is not None, "a new label has a vector"
-                born.append((label, document_id, now.vector))
+                born.append((label, now.vector))
         born.sort(key=itemgetter(0))
         return Turnover(born, died)
 

@@ -56,8 +56,7 @@ class Reader:
         with storage_errors("read documents"):
             rows = database.chunked(
                 self._connection,
-                f"SELECT {DOCUMENT} FROM vectors v JOIN documents d ON d.key = v.document"
-                " AND d.vector_version = v.vector_version WHERE v.vector_version IN",
+                f"SELECT {DOCUMENT} FROM documents d WHERE d.vector_version IN",
                 labels,
             )
             found: dict[int, Document] = {}
@@ -81,19 +80,16 @@ class Reader:
         """Return the labels of all current vectors, ascending."""
         with storage_errors("read labels"):
             rows = self._connection.execute(
-                "SELECT vector_version FROM documents INDEXED BY documents_by_change WHERE vector_version IS NOT NULL"
+                "SELECT vector_version FROM documents WHERE vector_version IS NOT NULL ORDER BY vector_version"
             )
-            labels = np.fromiter((label for (label,) in rows), np.int64)
-        labels.sort()
-        return labels
+            return np.fromiter((label for (label,) in rows), np.int64)
 
     def labels_between(self, first: int, end: int) -> Labels:
         """Return the labels from `first` up to but not including `end` of current vectors, ascending."""
         with storage_errors("read labels"):
             rows = self._connection.execute(
-                "SELECT v.vector_version FROM vectors v JOIN documents d ON d.key = v.document"
-                " AND d.vector_version = v.vector_version WHERE v.vector_version >= ? AND v.vector_version < ?"
-                " ORDER BY v.vector_version",
+                "SELECT vector_version FROM documents WHERE vector_version >= ? AND vector_version < ?"
+                " ORDER BY vector_version",
                 (first, end),
             )
             return np.fromiter((label for (label,) in rows), np.int64)

@@ -128,21 +128,21 @@ class Store:
                 self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._cut_log = False
             with transaction(self._connection):
-                self._write_vectors(turnover, keys)
+                self._write_vectors(turnover)
                 self._write_documents(plan, keys)
                 self._write_terms(plan, stored, keys)
                 self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (plan.index_version,))
                 self._write_events(plan, at, forget_before)
         self._last_key = last_key
         self.index_version = plan.index_version
-        self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(keys) + sum(len(v) for _, _, v in turnover.born)
+        self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(keys) + sum(len(v) for _, v in turnover.born)
         if len(turnover.died) > _DELETED_AT_ONCE:
             self.garbage += len(turnover.died)
         for event in plan.events:
             if isinstance(event, Change):
                 self.document_count += (event.event_type is EventType.INSERT) - (event.event_type is EventType.DELETE)
 
-    def _write_vectors(self, turnover: Turnover, keys: Mapping[str, int]) -> None:
+    def _write_vectors(self, turnover: Turnover) -> None:
         later = len(turnover.died) > _DELETED_AT_ONCE
         self._connection.executemany(
             "INSERT INTO garbage(vector_version) VALUES(?)"
@@ -150,10 +150,7 @@ class Store:
             else "DELETE FROM vectors WHERE vector_version = ?",
             [(label,) for label in turnover.died],
         )
-        self._connection.executemany(
-            "INSERT INTO vectors(vector_version, document, vector) VALUES(?, ?, ?)",
-            [(label, keys[document_id], vector) for label, document_id, vector in turnover.born],
-        )
+        self._connection.executemany("INSERT INTO vectors(vector_version, vector) VALUES(?, ?)", turnover.born)
 
     def _write_documents(self, plan: Plan, keys: Mapping[str, int]) -> None:
         first = plan.first_index_version

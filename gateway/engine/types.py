@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -55,8 +56,7 @@ class Status(StrEnum):
     MISSING = "missing"
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True, eq=False):
     """Set the fields that are given; those left out keep what is stored.
 
     `from_fields` asks for a vector made from the text fields of the metadata, whatever the stored one was made from.
@@ -70,8 +70,7 @@ class Put:
     from_fields: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Patch:
+class Patch(msgspec.Struct, frozen=True):
     """Merge `changes` into the metadata of a stored document (RFC 7396: a null removes a key)."""
 
     id: str
@@ -80,16 +79,14 @@ class Patch:
     if_version: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Remove:
+class Remove(msgspec.Struct, frozen=True):
     id: str
 
 
 Operation: TypeAlias = Put | Patch | Remove
 
 
-@dataclass(eq=False, slots=True)
-class Write:
+class Write(msgspec.Struct, eq=False):
     """Operations that are applied together or not at all.
 
     `atomic` also closes them with a `batch_complete` event. `event_id` makes the write idempotent within the
@@ -101,13 +98,12 @@ class Write:
     event_id: str | None = None
     priority: int = 0
     size_bytes: int = 0
-    vectors: dict[str, Vector] = field(default_factory=dict)
+    vectors: dict[str, Vector] = msgspec.field(default_factory=dict)
     listed_as: str | None = None
     """The field of the command that lists the operations, for error messages; None where there is one by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """A document as stored, or the tombstone of a deleted one (`vector_version` is None)."""
 
     id: str
@@ -127,8 +123,7 @@ class Document:
         return self.vector_version is None
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(msgspec.Struct, frozen=True):
     """One committed change of one document, or the net of several."""
 
     event_type: EventType
@@ -147,8 +142,7 @@ class Change:
         return _EVENT_BYTES + sum(map(len, (d.id, d.metadata, d.content or "", self.before or "", self.vector or b"")))
 
 
-@dataclass(frozen=True, slots=True)
-class BatchComplete:
+class BatchComplete(msgspec.Struct, frozen=True):
     """Closes the changes of an atomic write."""
 
     first_index_version: int
@@ -162,8 +156,7 @@ class BatchComplete:
         return _EVENT_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class Applied:
+class Applied(msgspec.Struct, frozen=True):
     """What one commit changed, in order of index_version."""
 
     first_index_version: int
@@ -171,15 +164,13 @@ class Applied:
     events: tuple[Change | BatchComplete, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ItemResult:
+class ItemResult(msgspec.Struct, frozen=True):
     id: str
     version: int
     status: Status
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(msgspec.Struct, frozen=True):
     """The write is on disk and searchable. `index_version` is the collection's when it was."""
 
     index_version: int

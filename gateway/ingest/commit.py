@@ -35,7 +35,7 @@ class Bounds:
 
     queued_documents: int = 16_384
     queued_bytes: int = 64 << 20
-    commit_documents: int = 512
+    commit_documents: int = 1024
     commit_bytes: int = 4 << 20
 
 
@@ -82,7 +82,8 @@ class Committer:
         self._bounds = bounds
         self._observe_s = observe_s
         self._lanes: tuple[deque[_Pending], ...] = tuple(deque() for _ in range(_LANES))
-        self._lane_of: dict[str, Counter[int]] = {}
+        self._queued_in: dict[str, list[int]] = {}
+        """By document id, how many writes on it each lane holds."""
         self._waiting: deque[tuple[_Pending, asyncio.Future[None]]] = deque()
         self._documents = 0
         self._bytes = 0
@@ -118,7 +119,7 @@ class Committer:
         A HotindexError means that nothing of the write was applied. Cancelling this call leaves the write out,
         cancelling the future doesn't.
         """
-        ids = frozenset(operation.id for operation in write.operations)
+        ids = frozenset([operation.id for operation in write.operations])
         pending = _Pending(write, ids, write.priority, asyncio.get_running_loop().create_future())
         if self._stopping:
             raise Overloaded("the gateway is shutting down", retry_after_s=1.0)
@@ -138,10 +139,15 @@ class Committer:
         return not self._documents or (documents <= bounds.queued_documents and size <= bounds.queued_bytes)
 
     def _admit(self, pending: _Pending) -> None:
-        # Behind a slower write on the same document there is no passing.
-        pending.lane = min([pending.lane, *(min(self._lane_of[i]) for i in pending.ids if i in self._lane_of)])
+        queued_in = self._queued_in
         for document_id in pending.ids:
-            self._lane_of.setdefault(document_id, Counter())[pending.lane] += 1
+            if queued := queued_in.get(document_id):
+                # Behind a slower write on the same document there is no passing.
+                pending.lane = min(pending.lane, next(lane for lane, count in enumerate(queued) if count))
+        for document_id in pending.ids:
+            if document_id not in queued_in:
+                queued_in[document_id] = [0] * _LANES
+            queued_in[document_id][pending.lane] += 1
         self._documents += len(pending.write.operations)
         self._bytes += pending.write.size_bytes
         self._lanes[pending.lane].append(pending)
@@ -149,12 +155,10 @@ class Committer:
 
     def _leave(self, pending: _Pending) -> None:
         for document_id in pending.ids:
-            lanes = self._lane_of[document_id]
-            lanes[pending.lane] -= 1
-            if not lanes[pending.lane]:
-                del lanes[pending.lane]
-            if not lanes:
-                del self._lane_of[document_id]
+            queued = self._queued_in[document_id]
+            queued[pending.lane] -= 1
+            if not any(queued):
+                del self._queued_in[document_id]
         self._documents -= len(pending.write.operations)
         self._bytes -= pending.write.size_bytes
         while self._waiting and (self._waiting[0][1].cancelled() or self._fits(self._waiting[0][0].write)):

@@ -19,7 +19,7 @@ from gateway.faults import internal
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-_QUIET_S = 1.0
+_QUIET_S = 0.5
 _RETRY_S = 1.0
 _PURGE_INTERVAL_S = 3600.0
 
@@ -82,7 +82,6 @@ class Upkeep:
         self._timing = timing
         self._waited_s = waited_s
         self._loop = asyncio.get_running_loop()
-        self._last_commit = self._loop.time()
         self._needed = asyncio.Event()
         self._moved = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
@@ -107,7 +106,6 @@ class Upkeep:
 
     def nudge(self) -> None:
         """Tell that there was a commit."""
-        self._last_commit = self._loop.time()
         self._needed.set()
 
     async def room(self) -> None:
@@ -167,11 +165,11 @@ class Upkeep:
     def _quiet_due(self) -> float:
         """The time at which what waits for the writes to pause can be done; infinity where nothing does."""
         waits = self._surplus(0) or self._collection.needs_tidying(quiet=True)
-        return self._last_commit + _QUIET_S if waits else float("inf")
+        return self._loop.time() + max(0.0, _QUIET_S - self._collection.idle_s) if waits else float("inf")
 
     @property
     def _quiet(self) -> bool:
-        return self._loop.time() - self._last_commit >= _QUIET_S
+        return self._collection.idle_s >= _QUIET_S
 
     def _surplus(self, target: int) -> int:
         """Return how many hot rows are to be moved. A collection that `target` holds wholly needs no graph."""
@@ -187,14 +185,16 @@ class Upkeep:
         if self._collection.needs_tidying(quiet=self._quiet):
             self._needed.set()
             await self._alone(self._collection.tidy)
+        rows = self._collection.hot_rows  # before idle_s is read: of these, none is new where it is long
         target = 0 if self._quiet else self._target
         if self.rebuilding:
             # What is moved now has to be moved again when the fresh graph is there.
             target = max(target, self._limit // 2)
-        if self._surplus(target) > 0:
+        surplus = min(rows - target, self._surplus(target))
+        if surplus > 0:
             self._needed.set()
             pace = self._pace(target)
-            await self._alone(partial(self._collection.move, pace.rows, hurry=pace.hurry))
+            await self._alone(partial(self._collection.move, min(pace.rows, surplus), hurry=pace.hurry))
             self._moved.set()
             await asyncio.sleep(pace.pause_s)
         elif self._collection.needs_moving:
@@ -203,9 +203,11 @@ class Upkeep:
 
     def _pace(self, target: int) -> _Pace:
         rows = self._collection.hot_rows
+        if self._quiet:
+            return _HURRY if self._collection.unsearched else _BRISK
         if rows > max(8 * self._target, self._limit // 4, target):
             return _HURRY
-        return _BRISK if rows > 2 * self._target else _GENTLE
+        return _BRISK if rows > 4 * self._target else _GENTLE
 
     def _rebuild_if_needed(self) -> None:
         if self._rebuilding is None and self._collection.needs_rebuild and not self._stopping:

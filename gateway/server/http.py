@@ -269,6 +269,8 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         raise _Refused(NotFound(f"no route {request.path!r}")) from error
     except web.HTTPMethodNotAllowed as error:
         raise _Refused(UnknownAction(f"{error.method} is not allowed on {request.path!r}"), 405) from error
+    except web.RequestPayloadError as error:
+        raise _Refused(InvalidMessage("the body broke off")) from error
     except (ConnectionError, asyncio.CancelledError):
         raise
     except Exception as error:  # one request's fault must not be the client's riddle

@@ -33,7 +33,7 @@ def born(data: np.ndarray[tuple[int, int], np.dtype[np.float32]], first: int) ->
 
 
 def apply(index: Index, new: list[tuple[int, bytes]], died: Sequence[int], version: int) -> None:
-    index.apply(Turnover([(label, f"d{label}", blob) for label, blob in new], died), version)
+    index.apply(Turnover(new, died), version)
 
 
 def search(index: Index, query: Vector, k: int, ef: int, allowed: Allowed | None = None) -> Found:

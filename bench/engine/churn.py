@@ -1,0 +1,123 @@
+"""What updates do: recall, search time and update rate while every document gets another vector, several times over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bench.engine import rivals, subject
+from bench.engine.data import Matrix, movies, nearest, noisy, recall
+from bench.harness import Percentiles
+from gateway.engine.types import Spec
+
+K, EF = 10, 64
+QUERIES = 400
+ROUNDS = 5
+RIVAL_ROUNDS = 1
+"""The rivals' updates take minutes a round."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One index after a share of its documents has changed: 2.5 is two and a half times each."""
+
+    name: str
+    churn: float
+    recall: float
+    search: Percentiles
+    """Of the whole search; the rivals' have no documents to read."""
+    index: Percentiles
+    """Of labels and scores alone."""
+    updates_per_s: float | None = None
+
+
+class Schedule:
+    """The same changes for all: in each round every document, in random order, gets another's vector with noise."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.start = movies()[:count]
+        self.queries = noisy(self.start[rng.integers(0, count, QUERIES)], rng, 0.3)
+        self._seed = seed
+
+    def rounds(self, count: int) -> Iterator[tuple[list[int], Matrix, Matrix]]:
+        """Yield for each round the ids in order of change, their new rows, and the state all is in after it."""
+        rng = np.random.default_rng(self._seed + 1)
+        state = self.start.copy()
+        for _ in range(count):
+            order = rng.permutation(len(state))
+            state = noisy(self.start[rng.permutation(len(state))], rng)
+            yield order.tolist(), state[order], state
+
+
+async def run(folder: Path, count: int, seed: int) -> list[Point]:
+    """Measure hotindex and its rivals, and a fresh graph of the state after each round."""
+    schedule = Schedule(count, seed)
+    points = await _hotindex(folder / "churn", schedule)
+    for kind in rivals.RIVALS:
+        points += _rival(kind(schedule.start), schedule)
+    points.append(_fresh(schedule.start, schedule.queries, 0.0))
+    points += [
+        _fresh(state, schedule.queries, number)
+        for number, (_, _, state) in enumerate(schedule.rounds(ROUNDS), 1)
+        if number in (1, ROUNDS)
+    ]
+    return points
+
+
+async def _hotindex(folder: Path, schedule: Schedule) -> list[Point]:
+    count = len(schedule.start)
+    async with subject.service(folder, Spec("churn", schedule.start.shape[1], ef_search=EF)) as hosted:
+        await subject.write(hosted, subject.puts(range(count), schedule.start))
+        await subject.settled(hosted)
+
+        def measure(churn: float, state: Matrix, rate: float | None = None) -> Point:
+            found, times_s = subject.search(hosted.collection, schedule.queries)
+            index_s = subject.search_index(hosted.collection, schedule.queries, K, EF)
+            expected = nearest(state, schedule.queries, K)
+            return Point(
+                "hotindex", churn, recall(found, expected), Percentiles.of(times_s), Percentiles.of(index_s), rate
+            )
+
+        points = [measure(0.0, schedule.start)]
+        for number, (order, rows, state) in enumerate(schedule.rounds(ROUNDS), 1):
+            started = time.perf_counter()
+            await subject.write(hosted, subject.puts(order, rows))
+            await subject.settled(hosted)
+            points.append(measure(number, state, count / (time.perf_counter() - started)))
+        return points
+
+
+def _rival(rival: rivals.Rival, schedule: Schedule) -> list[Point]:
+    found, times_s = rivals.timed(rival, schedule.queries, K, EF)
+    points = [_point(rival.name, 0.0, found, times_s, schedule.start, schedule.queries)]
+    for number, (order, rows, state) in enumerate(schedule.rounds(RIVAL_ROUNDS), 1):
+        started = time.perf_counter()
+        for first in range(0, len(order), 64):
+            rival.change(order[first : first + 64], rows[first : first + 64])
+        rate = len(order) / (time.perf_counter() - started)
+        found, times_s = rivals.timed(rival, schedule.queries, K, EF)
+        points.append(_point(rival.name, number, found, times_s, state, schedule.queries, rate))
+    return points
+
+
+def _fresh(state: Matrix, queries: Matrix, churn: float) -> Point:
+    found, times_s = rivals.timed(rivals.Fresh(state), queries, K, EF)
+    return _point(rivals.Fresh.name, churn, found, times_s, state, queries)
+
+
+def _point(
+    name: str,
+    churn: float,
+    found: list[list[int]],
+    times_s: Sequence[float],
+    state: Matrix,
+    queries: Matrix,
+    rate: float | None = None,
+) -> Point:
+    search = Percentiles.of(times_s)
+    return Point(name, churn, recall(found, nearest(state, queries, K)), search, search, rate)
