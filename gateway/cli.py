@@ -140,6 +140,23 @@ def snapshot(collection: str, http_url: HttpUrl = "http://127.0.0.1:8080") -> No
 
 
 @app.command()
+def check(
+    collections: Annotated[list[str] | None, typer.Argument(help="Which; all where none is named")] = None,
+    data_dir: Annotated[Path, typer.Option(envvar="HOTINDEX_DATA_DIR", help="Of a gateway that isn't running")] = Path(
+        "data"
+    ),
+) -> None:
+    """Check a data directory: stores, snapshots, and one against the other."""
+    from gateway.commands.check import run
+    from gateway.errors import StartupError
+
+    try:
+        run(data_dir, collections or [])
+    except StartupError as error:
+        _fail(str(error), 1)
+
+
+@app.command()
 def demo(
     seconds: Annotated[float | None, typer.Option(help="End by itself after this time")] = None,
     rate: Annotated[float, typer.Option(min=1, max=2000, help="Ratings replayed per second")] = 200,

@@ -34,7 +34,7 @@ from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Planner, WriteOutcome
 from gateway.engine.reader import Reader
 from gateway.engine.rebuild import Rebuild
-from gateway.engine.store import Store
+from gateway.engine.store import STORE_FILE, Store
 from gateway.engine.types import (
     Answer,
     Applied,
@@ -49,8 +49,6 @@ from gateway.engine.types import (
     Write,
 )
 from gateway.errors import StorageUnavailable
-
-STORE_FILE = "store.db"
 
 log = structlog.get_logger(__name__)
 HOT_AT_START = 4096

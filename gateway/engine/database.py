@@ -27,6 +27,7 @@ from gateway.errors import StorageUnavailable
 FORMAT = 1
 APPLICATION_ID = 0x686F7469
 PAGE_BYTES = 4096
+FLOAT_BYTES = 4
 _MARKS = 64
 
 SCHEMA = """

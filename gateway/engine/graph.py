@@ -60,6 +60,10 @@ class Graph:
         """Return all labels, dead ones included, in no order."""
         return np.fromiter(self._index.get_ids_list(), np.int64)
 
+    def rows(self, labels: Labels) -> npt.NDArray[np.float32]:
+        """Return the vectors[n, d] under labels[n], slowly. Turns held."""
+        return np.array(self._index.get_items(labels), np.float32)
+
     @property
     def file_bytes(self) -> int:
         """The size that a file written by `save` has, turns held."""

@@ -9,13 +9,23 @@ from pathlib import Path
 import numpy as np
 
 from gateway.engine import database, filter_sql
-from gateway.engine.database import DOCUMENT, storage_errors, transaction
+from gateway.engine.database import DOCUMENT, FLOAT_BYTES, storage_errors, transaction
 from gateway.engine.filter import Filter
 from gateway.engine.terms import Terms
 from gateway.engine.types import Change, Document, EventType, Labels, Page, Span, Spec, Vector
 from gateway.errors import StorageUnavailable, TooLarge
 
 _ROWS_AT_A_TIME = 1024
+_CONTRADICTIONS = {
+    "documents have an index_version above the collection's": (
+        "documents WHERE index_version > (SELECT value FROM meta WHERE key = 'index_version')"
+    ),
+    "documents have metadata that are no JSON object": "documents WHERE json_type(metadata) IS NOT 'object'",
+    "vectors belong to no document": (
+        "vectors WHERE vector_version NOT IN (SELECT vector_version FROM documents WHERE vector_version IS NOT NULL)"
+        " AND vector_version NOT IN (SELECT vector_version FROM garbage)"
+    ),
+}
 _ANSWER_BYTES = 64 << 20
 _PAGE_BYTES = 4 << 20
 
@@ -105,6 +115,25 @@ class Reader:
         labels.sort()
         return labels
 
+    def integrity_problems(self) -> list[str]:
+        """Return what SQLite itself finds wrong with the file, and rows that contradict each other."""
+        problems = []
+        with storage_errors("check"):
+            found = [row[0] for row in self._connection.execute("PRAGMA integrity_check")]
+            problems += [] if found == ["ok"] else found
+            for text, sql in _CONTRADICTIONS.items():
+                (count,) = self._connection.execute(f"SELECT count(*) FROM {sql}").fetchone()
+                problems += [f"{count} {text}"] if count else []
+        return problems
+
+    def checksums(self) -> Iterator[tuple[str, int, bytes | None]]:
+        """Yield each document's id, the checksum of its vector, and the vector, None where there is none."""
+        with storage_errors("read vectors"):
+            yield from self._connection.execute(
+                "SELECT d.id, d.vector_crc, v.vector FROM documents d LEFT JOIN vectors v USING (vector_version)"
+                " WHERE d.vector_version IS NOT NULL"
+            )
+
     def metadata_after(self, index_version: int) -> Iterator[tuple[int, str]]:
         """Yield label and metadata of every document that has changed after `index_version` and still is there."""
         with storage_errors("read changes"):
@@ -140,7 +169,7 @@ class Reader:
 
     def _matrix(self, blobs: Iterable[bytes]) -> Vector:
         rows = np.frombuffer(b"".join(blobs), np.uint8)
-        if rows.size % (4 * self._dimension):
+        if rows.size % (FLOAT_BYTES * self._dimension):
             raise StorageUnavailable(f"the database is damaged: a vector has not {self._dimension} numbers")
         return rows.view(np.float32).reshape(-1, self._dimension)
 

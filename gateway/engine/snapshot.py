@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -130,25 +131,35 @@ def load(directory: Path, spec: Spec, epoch: str, index_version: int) -> Graph |
     """
     for unfinished in directory.glob("graph-*.tmp"):
         unfinished.unlink()
-    for path in _manifests(directory):
-        try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-            _verify(directory, manifest, spec, epoch)
-            if manifest.index_version > index_version:
-                raise ValueError(f"index_version is {manifest.index_version}, the store's {index_version}")
-            return Graph.load(spec, directory / manifest.file, manifest.count)
-        except (OSError, ValueError, RuntimeError) as error:
-            log.warning("snapshot_rejected", snapshot=str(path), reason=str(error))
-            _set_aside(path)
+    for path, graph in inspect(directory, spec, epoch, index_version):
+        if isinstance(graph, Graph):
+            return graph
+        log.warning("snapshot_rejected", snapshot=str(path), reason=graph)
+        _set_aside(path)
     return None
 
 
-def _verify(directory: Path, manifest: Manifest, spec: Spec, epoch: str) -> None:
-    """Raise ValueError unless the file is the one the manifest describes, and of this collection."""
+def inspect(directory: Path, spec: Spec, epoch: str, index_version: int) -> Iterator[tuple[Path, Graph | str]]:
+    """Yield each manifest, newest first, with the graph it describes, or with the reason not to load that."""
+    for path in _manifests(directory):
+        try:
+            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+            _verify(directory, manifest, spec, epoch, index_version)
+            graph = Graph.load(spec, directory / manifest.file, manifest.count)
+        except (OSError, ValueError, RuntimeError) as error:
+            yield path, str(error)
+        else:
+            yield path, graph
+
+
+def _verify(directory: Path, manifest: Manifest, spec: Spec, epoch: str, index_version: int) -> None:
+    """Raise ValueError unless the file is the one the manifest describes, of this collection, and of no later state."""
     expected = {"format": FORMAT, "library": HNSWLIB_VERSION, "epoch": epoch, "spec": spec}
     for name, value in expected.items():
         if getattr(manifest, name) != value:
             raise ValueError(f"{name} is {getattr(manifest, name)!r}, expected {value!r}")
+    if manifest.index_version > index_version:
+        raise ValueError(f"index_version is {manifest.index_version}, the store's {index_version}")
     size, crc = _checksum(directory / manifest.file)
     if (size, crc) != (manifest.size_bytes, manifest.crc32):
         raise ValueError(

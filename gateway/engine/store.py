@@ -20,6 +20,8 @@ from gateway.engine.terms import Terms
 from gateway.engine.types import Change, Done, EventType, Spec
 from gateway.errors import StorageUnavailable
 
+STORE_FILE = "store.db"
+
 _COMMIT_BYTES = 16 << 10
 _DOCUMENT_BYTES = 6 << 10
 _CACHE_KIB = 8192

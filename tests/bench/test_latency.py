@@ -18,7 +18,7 @@ def test_a_small_run_writes_table_and_json(
     monkeypatch.setattr(latency, "SUBSCRIBERS", (1, 100))
     monkeypatch.setattr(latency, "EVENTS", 20)
     monkeypatch.setattr(latency, "WARM_UP", 5)
-    status = command.main(["latency", "--scale", "0.1", "--out", str(tmp_path), "--seed", "7"])
+    status = command.main(["latency", "--scale", "0.1", "--out", str(tmp_path), "--seed", "7", "--check"])
     report = json.loads((tmp_path / "latency.json").read_text())
     assert report["seed"] == 7
     assert report["environment"]["versions"]["hnswlib"]
