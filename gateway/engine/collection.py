@@ -441,7 +441,7 @@ class Collection:
         return index_version
 
     def probe(self) -> None:
-        """Commit something that changes nothing. Raises StorageUnavailable while commits fail."""
+        """Commit something that means nothing. Raises StorageUnavailable while commits fail."""
         with self._applying:
             self._store.probe()
 

@@ -64,9 +64,9 @@ def fill(collection: Collection) -> None:
 
 def test_a_disk_that_is_full_at_upkeep(tmp_path: Path) -> None:
     collection = make(tmp_path / "things")
-    for turn in range(2):
-        commit(collection, *(put(f"d{i}", i, turn, 0, 1, metadata={"x": "x" * 1000}) for i in range(500)))
+    commit(collection, *(put(f"d{i}", i, 0, 0, 1, metadata={"x": "x" * 1000}) for i in range(500)))
     collection.move(500, hurry=True)
+    commit(collection, *(put(f"d{i}", i, 1, 0, 1) for i in range(500)))
     with largest_file(4096):
         for work_on_disk in (collection.tidy, collection.write_snapshot, collection.probe):
             with pytest.raises(StorageUnavailable):
