@@ -62,7 +62,7 @@ _LOAD_BLOCK = 4096
 _CHUNK = 16
 _LARGE_CHUNK = 256
 _UNDISTURBED_S = 0.1
-_CHECKPOINT_BYTES = 16 << 20
+_CHECKPOINT_BYTES = 32 << 20
 _SWEEP = 256
 _SWEEPS = 8
 _GARBAGE_LIMIT = 65_536
@@ -100,7 +100,7 @@ class Committed:
 
 class Collection:
     """All methods block. `commit` belongs to one thread at a time (the writer's), `move`, `finish_rebuild`,
-    `write_snapshot` and `tidy` to another (upkeep's), `rebuild` to a third; the rest may be called from any thread. Those
+    `write_snapshot` and `tidy` to another (upkeep's), `rebuild` and `checkpoint` to one each; the rest may be called from any thread. Those
     that touch the disk raise StorageUnavailable.
     """
 
@@ -453,12 +453,10 @@ class Collection:
     def needs_tidying(self, *, quiet: bool) -> bool:
         """Whether there is something for `tidy`; what takes time from commits can wait until they are `quiet`."""
         garbage = self._store.garbage
-        soon = self._store.log_bytes > _CHECKPOINT_BYTES or garbage > _GARBAGE_LIMIT
-        return soon or (quiet and (garbage > 0 or self._wasteful))
+        return garbage > _GARBAGE_LIMIT or (quiet and (garbage > 0 or self._wasteful))
 
     def tidy(self) -> None:
-        """Delete some vectors that large commits replaced, give some free pages back, copy the write-ahead log into the
-        database where it is long. To be repeated while needed.
+        """Delete some vectors that large commits replaced, give some free pages back. To be repeated while needed.
 
         Commits wait for none of it longer than for a small transaction.
         """
@@ -472,9 +470,15 @@ class Collection:
                 if not self._wasteful:
                     break
                 self._store.vacuum(_VACUUM_PAGES)
-        if self._store.log_bytes > _CHECKPOINT_BYTES:
-            self._store.checkpoint()
-            self._note_lineage()
+
+    @property
+    def needs_checkpoint(self) -> bool:
+        return self._store.log_bytes > _CHECKPOINT_BYTES
+
+    def checkpoint(self) -> None:
+        """Copy the write-ahead log into the database, beside all else."""
+        self._store.checkpoint()
+        self._note_lineage()
 
     def purge(self, retention_us: int) -> int:
         """Forget the deletions that are older; return how many.

@@ -87,6 +87,7 @@ class Upkeep:
         self._one_at_a_time = asyncio.Lock()
         self._stopping = False
         self._rebuilding: asyncio.Task[None] | None = None
+        self._checkpointing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -142,8 +143,9 @@ class Upkeep:
                 purge_due = self._loop.time() + _PURGE_INTERVAL_S
                 await self._guarded(self._purge())
             await self._guarded(self._work())
-        if self._rebuilding is not None:
-            await self._rebuilding
+        for task in (self._rebuilding, self._checkpointing):
+            if task is not None:
+                await task
         await self._guarded(self._snapshot_if_needed())
 
     async def _guarded(self, work: Coroutine[Any, Any, None]) -> None:
@@ -182,6 +184,10 @@ class Upkeep:
         """Do a little of what is to be done."""
         if self._stopping:
             return
+        if self._collection.needs_checkpoint and self._checkpointing is None:
+            # It waits for the disk for long; the mover needn't.
+            self._checkpointing = asyncio.create_task(self._guarded(self._in_thread(self._collection.checkpoint)))
+            self._checkpointing.add_done_callback(self._checkpointed)
         if self._collection.needs_tidying(quiet=self._quiet):
             self._needed.set()
             await self._alone(self._collection.tidy)
@@ -225,6 +231,9 @@ class Upkeep:
             return
         await self._alone(finish)
         log.info("rebuild_finished", collection=name, seconds=round(self._loop.time() - started, 3))
+
+    def _checkpointed(self, _: asyncio.Task[None]) -> None:
+        self._checkpointing = None
 
     def _rebuilt(self, _: asyncio.Task[None]) -> None:
         self._rebuilding = None

@@ -128,6 +128,7 @@ class CollectionAgreesWithADict(RuleBasedStateMachine):
     @rule()
     def tidy(self) -> None:
         self.collection.tidy()
+        self.collection.checkpoint()
 
     @rule()
     def rebuild(self) -> None:
