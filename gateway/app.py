@@ -19,6 +19,7 @@ import uvloop
 
 from gateway import __version__, logs
 from gateway.embed.local import LocalEmbedder
+from gateway.engine.checksums import Checksum, checksum
 from gateway.errors import InvalidArgument, StartupError
 from gateway.ingest.commit import Bounds
 from gateway.metrics import Metrics
@@ -48,8 +49,11 @@ def now_us() -> int:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Addresses]:
-    """Run a gateway inside the context; leaving it ends it cleanly. Raises StartupError."""
+async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIterator[Addresses]:
+    """Run a gateway inside the context; leaving it ends it cleanly. Raises StartupError.
+
+    `checksum` gives those of snapshots.
+    """
     try:
         checks.collection_name(settings.default_collection)
     except InvalidArgument as error:
@@ -60,7 +64,7 @@ async def running(settings: Settings) -> AsyncIterator[Addresses]:
         message_bytes=settings.max_message_bytes, in_flight=settings.max_in_flight, rooms=settings.max_rooms
     )
     with locked(settings.data_dir) as directory:
-        node = Node(directory, {embedder.name: embedder}, _options(settings, embedder.name), metrics, now_us)
+        node = Node(directory, {embedder.name: embedder}, _options(settings, embedder.name), metrics, now_us, checksum)
         websockets = WebSocketServer(node, metrics, limits, settings.ping_interval_s, now_us)
         http = HttpServer(node, metrics, settings.max_message_bytes)
         try:
@@ -105,13 +109,13 @@ async def _bind(server: WebSocketServer | HttpServer, host: str, port: int) -> i
         raise StartupError(f"can't listen on {host}:{port}: {error.strerror or error}") from None
 
 
-def serve(settings: Settings) -> None:
-    """Run the gateway until SIGTERM or SIGINT. Raises StartupError."""
+def serve(settings: Settings, checksum: Checksum) -> None:
+    """Run the gateway until SIGTERM or SIGINT; `checksum` gives those of snapshots. Raises StartupError."""
     logs.configure(settings.log_level, settings.log_format)
     _tune_interpreter()
     _allow_many_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(settings))
+        runner.run(_serve(settings, checksum))
 
 
 def _tune_interpreter() -> None:
@@ -131,12 +135,12 @@ def _allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, checksum: Checksum) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings) as addresses:
+    async with running(settings, checksum) as addresses:
         log.info("serving", version=__version__, ws=addresses.ws, http=addresses.http, data=str(settings.data_dir))
         print(f"ready {addresses.ws} {addresses.http}", flush=True)
         await stop.wait()

@@ -47,14 +47,19 @@ def _fail(message: str, status: int) -> None:
 
 def serve(**flags: Any) -> None:
     """Run a gateway until SIGTERM or SIGINT."""
-    from gateway import app as gateway_app
     from gateway import settings
+    from gateway.engine.checksums import Ahead, newest_graphs
     from gateway.errors import StartupError
 
     config = flags.pop("config")
     try:
         given = {name: value for name, value in flags.items() if value is not None}
-        gateway_app.serve(settings.load(given, config))
+        loaded = settings.load(given, config)
+        # Large files are read while the gateway's modules are imported, which takes about as long.
+        checksum = Ahead(newest_graphs(loaded.data_dir))
+        from gateway import app as gateway_app
+
+        gateway_app.serve(loaded, checksum)
     except StartupError as error:
         _fail(str(error), 1)
 

@@ -26,6 +26,7 @@ import structlog
 
 from gateway.engine import database, lineage, snapshot, vectors
 from gateway.engine.allowed import AllowedCache
+from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.filter import Filter
 from gateway.engine.graph import Graph
 from gateway.engine.index import Found, Index
@@ -34,6 +35,7 @@ from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Planner, WriteOutcome
 from gateway.engine.reader import Reader
 from gateway.engine.rebuild import Rebuild
+from gateway.engine.snapshot import Snapshot
 from gateway.engine.store import STORE_FILE, Store
 from gateway.engine.types import (
     Answer,
@@ -99,17 +101,22 @@ class Committed:
 
 
 class Collection:
-    """All methods block. `commit` belongs to one thread at a time (the writer's), `move`, `finish_rebuild`,
-    `write_snapshot` and `tidy` to another (upkeep's), `rebuild` and `checkpoint` to one each; the rest may be called from any thread. Those
-    that touch the disk raise StorageUnavailable.
+    """All methods block. `commit` belongs to one thread at a time (the writer's); `move`, what `rebuild` returns,
+    `write_snapshot`, `tidy` and `purge` to another (upkeep's); `rebuild` and `checkpoint` to one each; the rest may be
+    called from any thread. Those that touch the disk raise StorageUnavailable.
     """
 
     def __init__(
-        self, directory: Path, build_text: BuildText, now: Callable[[], int], idempotency_window_s: float
+        self,
+        directory: Path,
+        build_text: BuildText,
+        now: Callable[[], int],
+        idempotency_window_s: float,
+        checksum: Checksum = checksum,
     ) -> None:
         """Open the collection in `directory`: recover its index from the newest valid snapshot and the store.
 
-        `now` gives microseconds since the epoch.
+        `now` gives microseconds since the epoch; `checksum` those of snapshots.
         """
         self._directory = directory
         self._build_text = build_text
@@ -125,7 +132,7 @@ class Collection:
         self._snapshot_version = -1
         self._wasteful = False
         self._closed = False
-        self._index = self._recover()
+        self._index = self._recover(checksum)
 
     @classmethod
     def create(
@@ -163,24 +170,30 @@ class Collection:
             # What was noted before is still true.
             log.warning("lineage_not_noted", collection=self.spec.name, reason=str(error))
 
-    def _recover(self) -> Index:
+    def _recover(self, checksum: Checksum) -> Index:
         with self._reader() as reader:
-            live = reader.labels()
-            graph = snapshot.load(self._directory, self.spec, self.epoch, self._store.index_version)
-            if graph:
-                saved = graph.labels()
-                graph.bury(np.setdiff1d(saved, live))
-                missing = np.setdiff1d(live, saved)
-                if not len(missing):
-                    self._snapshot_version = self._store.index_version
+            found = snapshot.load(self._directory, self.spec, self.epoch, self._store.index_version, checksum)
+            if found:
+                graph, missing = found.graph, self._compare(found, reader)
             else:
-                graph, missing = Graph(self.spec), live
+                graph, missing = Graph(self.spec), reader.labels()
             if len(missing) > HOT_AT_START:
                 cold, missing = np.split(missing, [len(missing) - HOT_AT_START // 2])
                 for start in range(0, len(cold), _LOAD_BLOCK):
                     block = cold[start : start + _LOAD_BLOCK]
                     graph.insert(self._comparable(reader, block), block, threads=_CORES)
             return Index(self.spec, graph, missing, self._comparable(reader, missing), self._store.index_version)
+
+    def _compare(self, found: Snapshot, reader: Reader) -> Labels:
+        """Mark dead in a saved graph what has died since; return the labels that are missing in it."""
+        manifest = found.manifest
+        if manifest.index_version == self._store.index_version:
+            # Nothing has changed since: what was hot then is all there is to add.
+            self._snapshot_version = manifest.index_version
+            return reader.labels_between(manifest.first_hot, manifest.index_version + 1)
+        live, saved = reader.labels(), found.graph.labels()
+        found.graph.bury(np.setdiff1d(saved, live))
+        return np.setdiff1d(live, saved)
 
     def _comparable(self, reader: Reader, labels: Labels) -> Vector:
         return vectors.comparable(reader.rows(labels), self.spec.metric)
@@ -434,8 +447,10 @@ class Collection:
 
     def write_snapshot(self) -> int:
         """Write a snapshot of the graph; return the index_version of the collection it was taken at."""
-        index_version = self._store.index_version
-        snapshot.write(self._directory, self._index.graph, self.spec, self.epoch, index_version)
+        index_version = self._index.index_version
+        self._index.move(0)  # marks dead in the graph what has died up to that version
+        graph, first_hot = self._index.graph, self._index.first_hot
+        snapshot.write(self._directory, graph, self.spec, self.epoch, index_version, first_hot)
         self._snapshot_version = index_version
         self._note_lineage()
         return index_version

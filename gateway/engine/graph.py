@@ -38,11 +38,13 @@ class Graph:
         self.dead = 0
 
     @classmethod
-    def load(cls, spec: Spec, path: Path, count: int) -> Graph:
+    def load(cls, spec: Spec, path: Path, count: int, dead: int) -> Graph:
         """Load a file that `save` wrote and whose checksum was verified: hnswlib itself believes anything."""
         index = hnswlib.Index(space=_space(spec.metric), dim=spec.dimension)
         index.load_index(str(path), max_elements=max(_FIRST_CAPACITY, int(count * _GROWTH)))
-        return cls(spec, index)
+        graph = cls(spec, index)
+        graph.dead = dead
+        return graph
 
     def __len__(self) -> int:
         """Return the number of vectors, dead ones included."""

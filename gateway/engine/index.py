@@ -107,6 +107,11 @@ class Index:
         return view.stop - view.start
 
     @property
+    def index_version(self) -> int:
+        """The version of the last commit made visible."""
+        return self._view.index_version
+
+    @property
     def dying(self) -> int:
         """The number of dead labels the graph doesn't know of yet."""
         return len(self._dying)

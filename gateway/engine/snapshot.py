@@ -8,20 +8,20 @@ A snapshot only saves work. Recovery compares its labels with the store's, whate
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.graph import HNSWLIB_VERSION, Graph
 from gateway.engine.types import Spec
 from gateway.errors import StorageUnavailable
 
 FORMAT = 1
 KEPT = 2
-_BLOCK_BYTES = 1 << 22
 
 log = structlog.get_logger(__name__)
 
@@ -38,9 +38,13 @@ class Manifest(msgspec.Struct, frozen=True):
     size_bytes: int
     crc32: int
     file: str
+    dead: int
+    """How many of the vectors are marked dead in the file."""
+    first_hot: int
+    """All labels in the file are below, and all that were live and not in it were not."""
 
 
-def write(directory: Path, graph: Graph, spec: Spec, epoch: str, index_version: int) -> Path:
+def write(directory: Path, graph: Graph, spec: Spec, epoch: str, index_version: int, first_hot: int) -> Path:
     """Save `graph`, which has seen all up to `index_version`; return the manifest's path.
 
     Blocks until it is on disk, but holds the graph only while it forks. Raises StorageUnavailable, and leaves what was
@@ -52,17 +56,19 @@ def write(directory: Path, graph: Graph, spec: Spec, epoch: str, index_version: 
     temporary = target.with_suffix(".tmp")
     with graph.turns.search():
         # A search's hold is enough: it keeps the mover out, the only one that changes the graph.
-        count, expected = len(graph), graph.file_bytes
+        count, dead, expected = len(graph), graph.dead, graph.file_bytes
         child = _fork_and_save(graph, temporary)
     _, status = os.waitpid(child, 0)
     try:
         if code := os.waitstatus_to_exitcode(status):
             raise StorageUnavailable(f"can't save a snapshot to {temporary}: the saving process ended with {code}")
-        size, crc = _checksum(temporary)
+        size, crc = checksum(temporary)
         if size != expected:
             raise StorageUnavailable(f"can't save a snapshot to {temporary}: {size} of {expected} bytes written")
         os.rename(temporary, target)
-        manifest = Manifest(FORMAT, HNSWLIB_VERSION, epoch, spec, index_version, count, size, crc, target.name)
+        manifest = Manifest(
+            FORMAT, HNSWLIB_VERSION, epoch, spec, index_version, count, size, crc, target.name, dead, first_hot
+        )
         path = _write_manifest(target.with_suffix(".json"), manifest)
     except OSError as error:
         raise StorageUnavailable(f"can't save a snapshot to {target}: {error}") from error
@@ -91,15 +97,6 @@ def _fork_and_save(graph: Graph, path: Path) -> int:
         os._exit(code)
 
 
-def _checksum(path: Path) -> tuple[int, int]:
-    size = crc = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            size += len(block)
-            crc = zlib.crc32(block, crc)
-    return size, crc
-
-
 def _write_manifest(path: Path, manifest: Manifest) -> Path:
     temporary = path.with_suffix(".json.tmp")
     with temporary.open("wb") as file:
@@ -124,35 +121,47 @@ def _manifests(directory: Path) -> list[Path]:
     return sorted(directory.glob("graph-*.json"), reverse=True)
 
 
-def load(directory: Path, spec: Spec, epoch: str, index_version: int) -> Graph | None:
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A graph as it was saved."""
+
+    manifest: Manifest
+    graph: Graph
+
+
+def load(directory: Path, spec: Spec, epoch: str, index_version: int, checksum: Checksum = checksum) -> Snapshot | None:
     """Return the newest snapshot, of a state up to `index_version`, that holds what its manifest says, or None.
 
     Others are renamed aside.
     """
     for unfinished in directory.glob("graph-*.tmp"):
         unfinished.unlink()
-    for path, graph in inspect(directory, spec, epoch, index_version):
-        if isinstance(graph, Graph):
-            return graph
-        log.warning("snapshot_rejected", snapshot=str(path), reason=graph)
+    for path, found in inspect(directory, spec, epoch, index_version, checksum):
+        if isinstance(found, Snapshot):
+            return found
+        log.warning("snapshot_rejected", snapshot=str(path), reason=found)
         _set_aside(path)
     return None
 
 
-def inspect(directory: Path, spec: Spec, epoch: str, index_version: int) -> Iterator[tuple[Path, Graph | str]]:
+def inspect(
+    directory: Path, spec: Spec, epoch: str, index_version: int, checksum: Checksum = checksum
+) -> Iterator[tuple[Path, Snapshot | str]]:
     """Yield each manifest, newest first, with the graph it describes, or with the reason not to load that."""
     for path in _manifests(directory):
         try:
             manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
-            _verify(directory, manifest, spec, epoch, index_version)
-            graph = Graph.load(spec, directory / manifest.file, manifest.count)
+            _verify(directory, manifest, spec, epoch, index_version, checksum)
+            graph = Graph.load(spec, directory / manifest.file, manifest.count, manifest.dead)
         except (OSError, ValueError, RuntimeError) as error:
             yield path, str(error)
         else:
-            yield path, graph
+            yield path, Snapshot(manifest, graph)
 
 
-def _verify(directory: Path, manifest: Manifest, spec: Spec, epoch: str, index_version: int) -> None:
+def _verify(
+    directory: Path, manifest: Manifest, spec: Spec, epoch: str, index_version: int, checksum: Checksum
+) -> None:
     """Raise ValueError unless the file is the one the manifest describes, of this collection, and of no later state."""
     expected = {"format": FORMAT, "library": HNSWLIB_VERSION, "epoch": epoch, "spec": spec}
     for name, value in expected.items():
@@ -160,7 +169,7 @@ def _verify(directory: Path, manifest: Manifest, spec: Spec, epoch: str, index_v
             raise ValueError(f"{name} is {getattr(manifest, name)!r}, expected {value!r}")
     if manifest.index_version > index_version:
         raise ValueError(f"index_version is {manifest.index_version}, the store's {index_version}")
-    size, crc = _checksum(directory / manifest.file)
+    size, crc = checksum(directory / manifest.file)
     if (size, crc) != (manifest.size_bytes, manifest.crc32):
         raise ValueError(
             f"{manifest.file} has {size} bytes and CRC {crc:08x},"

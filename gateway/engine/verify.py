@@ -84,11 +84,12 @@ def _lineage(directory: Path, store: Store) -> Finding:
 
 def _snapshots(directory: Path, store: Store, live: Labels) -> Iterator[Finding]:
     found = False
-    for path, graph in snapshot.inspect(directory, store.spec, store.epoch, store.index_version):
+    for path, one in snapshot.inspect(directory, store.spec, store.epoch, store.index_version):
         found = True
-        if isinstance(graph, str):
-            yield Finding(path.stem, graph, sound=False)
+        if isinstance(one, str):
+            yield Finding(path.stem, one, sound=False)
             continue
+        graph = one.graph
         saved = graph.labels()
         wrong = _differing(store, graph, np.intersect1d(saved, live))
         if wrong:

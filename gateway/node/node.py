@@ -11,6 +11,7 @@ import structlog
 
 from gateway.embed.embedder import Embedder
 from gateway.embed.text import build_text
+from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.types import Answer, Document, Done, Metric, Page, Put, Span, Spec, Write
@@ -89,7 +90,9 @@ class Node:
         options: Options,
         metrics: Metrics,
         now: Callable[[], int],
+        checksum: Checksum = checksum,
     ) -> None:
+        self._checksum = checksum
         self._directory = directory
         self._embedders = embedders
         self._options = options
@@ -186,7 +189,7 @@ class Node:
 
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
-        return Collection(path, build_text, self._now, self._options.idempotency_window_s)
+        return Collection(path, build_text, self._now, self._options.idempotency_window_s, self._checksum)
 
     def _host(self, collection: Collection) -> Hosted:
         model = collection.spec.model

@@ -412,7 +412,7 @@ def test_a_collection_that_can_not_be_opened_leaves_its_name_free(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(
-            Collection, "_recover", lambda _: (_ for _ in ()).throw(StorageUnavailable("too many open files"))
+            Collection, "_recover", lambda *_: (_ for _ in ()).throw(StorageUnavailable("too many open files"))
         )
         with pytest.raises(StorageUnavailable):
             make(tmp_path / "things")
@@ -542,3 +542,23 @@ def test_a_rebuild_gives_up_when_told_to(tmp_path: Path) -> None:
     assert collection.rebuild(lambda: True) is None
     assert nearest(collection, 5, 0, 0, 0, k=1) == ["d5"]
     collection.close()
+
+
+def test_a_snapshot_of_the_last_state_needs_no_comparison(tmp_path: Path) -> None:
+    """Also of what died since the mover last ran, and of what is still hot."""
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 1) for i in range(100)))
+    collection.move(80)
+    commit(collection, *(put(f"d{i}", i, 0, 0, 2) for i in range(0, 100, 3)), Remove("d50"))
+    collection.write_snapshot()
+    before = collection.graph_size
+    collection.close()
+    recovered = reopen(tmp_path / "things")
+    assert not recovered.needs_snapshot
+    assert recovered.graph_size == before == (52, 28)
+    assert recovered.graph_size[0] + recovered.hot_rows == 99
+    for i in range(100):
+        if i != 50:
+            assert nearest(recovered, i, 0, 0, 1 if i % 3 else 2, k=1) == [f"d{i}"]
+    assert len(nearest(recovered, 50, 0, 0, 1, k=100)) == 99
+    recovered.close()

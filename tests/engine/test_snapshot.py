@@ -26,16 +26,17 @@ def graph() -> Graph:
 
 
 def write(directory: Path, graph: Graph) -> Path:
-    return snapshot.write(directory, graph, SPEC, EPOCH, 100)
+    return snapshot.write(directory, graph, SPEC, EPOCH, 100, 101)
 
 
 def test_what_was_written_is_loaded(tmp_path: Path, graph: Graph) -> None:
     write(tmp_path, graph)
     loaded = snapshot.load(tmp_path, SPEC, EPOCH, 1000)
     assert loaded is not None
-    assert sorted(loaded.labels().tolist()) == list(range(1, 101))
-    loaded.bury(np.array([50]))
-    assert loaded.live == 99
+    assert sorted(loaded.graph.labels().tolist()) == list(range(1, 101))
+    assert loaded.graph.live == 99
+    loaded.graph.bury(np.array([50]))
+    assert loaded.graph.live == 99
 
 
 def test_the_last_two_are_kept(tmp_path: Path, graph: Graph) -> None:
