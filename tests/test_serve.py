@@ -183,3 +183,29 @@ def test_it_ends_though_a_subscriber_does_not_read(tmp_path: Path) -> None:
                 client.upsert("m", id="a", metadata={"x": f"{i}" * 200_000})
             gateway.process.terminate()
             assert gateway.process.wait(20) == 0
+
+
+def test_a_hundred_small_collections_side_by_side(tmp_path: Path) -> None:
+    """They share threads, and none of them writes a snapshot or keeps a graph for a handful of documents."""
+    with (
+        GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway,
+        hotindex.sync.Client(gateway.ws) as client,
+    ):
+        before = resident_bytes(gateway.process.pid)
+        for number in range(100):
+            client.upsert(f"c{number}", [hotindex.Document(f"d{i}", [float(i), 1.0]) for i in range(20)])
+            client.search(f"c{number}", vector=[1.0, 1.0])
+        assert len(list(Path(f"/proc/{gateway.process.pid}/task").iterdir())) < 20
+        assert len(list(Path(f"/proc/{gateway.process.pid}/fd").iterdir())) < 100 * 10
+        assert resident_bytes(gateway.process.pid) - before < 100 * (1 << 20)
+        assert gateway.stop() == 0
+    assert not list((tmp_path / "data").rglob("graph-*"))
+    with (
+        GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway,
+        hotindex.sync.Client(gateway.ws) as client,
+    ):
+        assert {client.search(f"c{number}", vector=[1.0, 1.0], k=1).hits[0].id for number in range(100)} == {"d1"}
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096

@@ -35,6 +35,7 @@ def run(seed: int, scale: float) -> Report:
         collections = Path(folder) / "data" / "collections"
         collections.mkdir(parents=True)
         _churn(report, uvloop.run(churn.run(Path(folder), count, seed)), draw=scale == 1)
+        _dead_shares(report, uvloop.run(churn.dead_shares(Path(folder), count // 2, seed)))
         _rates(report, uvloop.run(load.bursts(Path(folder), count, seed)))
         _filters(report, *uvloop.run(filters.run(Path(folder), seed)))
         _bulk(report, uvloop.run(load.bulk(collections, large, seed)))
@@ -67,6 +68,14 @@ def _churn(report: Report, points: list[churn.Point], *, draw: bool) -> None:
     report.targets.append(Target("sustained updates / hnswlib in place", sustained / in_place, 2.0, at_least=True))
     if draw:
         plots.draw(points, IMAGES)
+
+
+def _dead_shares(report: Report, shares: list[churn.DeadShare]) -> None:
+    for one in shares:
+        cost = f"a rebuild then: {one.insertions:.1f} insertions an update"
+        shown = f"search p50 / p99 {one.search} ms, recall {one.recall:.4f}"
+        report.rows.append((f"{one.share:.0%} of a graph dead", shown, "", cost if one.share else ""))
+        report.results.append({"section": "dead shares", **asdict(one)})
 
 
 def _rates(report: Report, rates: load.Rates) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import numpy as np
 from bench.engine import rivals, subject
 from bench.engine.data import Matrix, movies, nearest, noisy, recall
 from bench.harness import Percentiles
+from gateway.engine import collection as engine
 from gateway.engine.types import Spec
 
 K, EF = 10, 64
@@ -19,6 +21,7 @@ QUERIES = 400
 ROUNDS = 5
 RIVAL_ROUNDS = 1
 """The rivals' updates take minutes a round."""
+DEAD_SHARES = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +36,16 @@ class Point:
     index: Percentiles
     """Of labels and scores alone."""
     updates_per_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadShare:
+    """A graph with a share of dead vectors. A rebuild at that share costs `insertions` per update, its own included."""
+
+    share: float
+    search: Percentiles
+    recall: float
+    insertions: float
 
 
 class Schedule:
@@ -67,6 +80,41 @@ async def run(folder: Path, count: int, seed: int) -> list[Point]:
         if number in (1, ROUNDS)
     ]
     return points
+
+
+async def dead_shares(folder: Path, count: int, seed: int) -> list[DeadShare]:
+    """Search a graph that isn't made anew, as more and more of it die."""
+    schedule = Schedule(count, seed)
+    (round_,) = schedule.rounds(1)
+    order, rows, _ = round_
+    state = schedule.start.copy()
+    measured = []
+    with _no_rebuilds():
+        async with subject.service(folder / "dead", Spec("dead", schedule.start.shape[1], ef_search=EF)) as hosted:
+            await subject.write(hosted, subject.puts(range(count), schedule.start))
+            changed = 0
+            for share in DEAD_SHARES:
+                upto = round(count * share / (1 - share))
+                await subject.write(hosted, subject.puts(order[changed:upto], rows[changed:upto]))
+                state[order[changed:upto]] = rows[changed:upto]
+                changed = upto
+                await subject.settled(hosted)
+                found, _ = subject.search(hosted.collection, schedule.queries)
+                times_s = subject.search_index(hosted.collection, schedule.queries, K, EF)
+                found_share = recall(found, nearest(state, schedule.queries, K))
+                insertions = 1 + (1 - share) / share if share else float("inf")
+                measured.append(DeadShare(share, Percentiles.of(times_s), found_share, insertions))
+    return measured
+
+
+@contextmanager
+def _no_rebuilds() -> Iterator[None]:
+    share = engine.DEAD_SHARE
+    engine.DEAD_SHARE = 1.0
+    try:
+        yield
+    finally:
+        engine.DEAD_SHARE = share
 
 
 async def _hotindex(folder: Path, schedule: Schedule) -> list[Point]:

@@ -29,7 +29,7 @@ from gateway.engine.allowed import AllowedCache
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.filter import Filter
 from gateway.engine.graph import Graph
-from gateway.engine.index import Found, Index
+from gateway.engine.index import Found, Index, neighbours_to_ask
 from gateway.engine.lineage import Lineage
 from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Planner, WriteOutcome
@@ -56,7 +56,9 @@ log = structlog.get_logger(__name__)
 HOT_AT_START = 4096
 """With more vectors missing from the graph at start, they are inserted before serving, by all cores."""
 DEAD_SHARE = 0.25
-"""A graph with a larger share of dead vectors is made anew."""
+"""A graph with a larger share of dead vectors is made anew when writes pause."""
+DEAD_SHARE_AT_MOST = 0.4
+"""With a larger share it is made anew beside whatever goes on."""
 
 _REBUILD_AT_LEAST = 64
 _SNAPSHOT_AT_LEAST = 2048
@@ -71,8 +73,8 @@ _GARBAGE_LIMIT = 65_536
 _PURGE = 256
 _VACUUM_PAGES = 256
 _TRIES = 4
-_SCAN_ROW_US = 4.0
-_GRAPH_NEIGHBOUR_US = 6.0
+_SCAN_ROW_US = 3.7
+_GRAPH_NEIGHBOUR_US = 2.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,15 +429,24 @@ class Collection:
 
     @property
     def needs_rebuild(self) -> bool:
+        """Whether so much of the graph is dead that it should be made anew once writes pause."""
+        return self._dead_share() > DEAD_SHARE
+
+    @property
+    def needs_rebuild_now(self) -> bool:
+        """Whether it should be made anew whether writes pause or not."""
+        return self._dead_share() > DEAD_SHARE_AT_MOST
+
+    def _dead_share(self) -> float:
         graph = self._index.graph
-        return graph.dead_share > DEAD_SHARE and graph.dead >= _REBUILD_AT_LEAST
+        return graph.dead_share if graph.dead >= _REBUILD_AT_LEAST else 0.0
 
     def rebuild(self, stopping: Callable[[], bool]) -> Callable[[], None] | None:
         """Make a graph of the live vectors, beside all else; return what puts it in the old one's place, to be called
         while the mover is held off. None where `stopping` says to give up.
         """
         with self._reader() as reader:
-            fresh = Rebuild(self._index, self.spec, reader, _CORES)
+            fresh = Rebuild(self._index, self.spec, _CORES)
             while not fresh.step(reader):
                 if stopping():
                     return None
@@ -526,7 +537,7 @@ def few(allowed: int, live: int, k: int, ef: int) -> bool:
 
     The constants are measured by `hotindex bench engine`.
     """
-    neighbours = max(ef, k * live / max(1, allowed))
+    neighbours = neighbours_to_ask(k, ef, allowed, live)
     return allowed * _SCAN_ROW_US < neighbours * _GRAPH_NEIGHBOUR_US or allowed < k
 
 

@@ -35,7 +35,7 @@ _ALIVE = np.iinfo(np.int64).max
 _FIRST_CAPACITY = 64
 _L2_CANDIDATES = 16
 _OVERFETCH = 1.5
-"""A filtered search asks the graph for this many times the neighbours that would do if the filter were random."""
+"""A filtered search wants at least this many times k allowed neighbours, if the filter is random."""
 
 _LARGEST_ASK = 4096
 """Beyond as many neighbours an exact comparison is the faster way to complete an answer."""
@@ -194,8 +194,7 @@ class Index:
         """Ask the graph for more neighbours than k while the dying and those not allowed leave fewer."""
         asked = k
         if allowed is not None:
-            share = min(1.0, max(1, len(allowed)) / max(1, view.live))
-            asked = math.ceil(k / share * _OVERFETCH)
+            asked = neighbours_to_ask(k, ef, len(allowed), view.live)
         while True:
             labels, scores = view.graph.search(query, asked, ef)
             keep = self._visible(labels, view)
@@ -258,6 +257,14 @@ class Index:
             self._dying = {}
             self._recorded = None
             self._view = replace(self._view, graph=fresh)
+
+
+def neighbours_to_ask(k: int, ef: int, allowed: int, live: int) -> int:
+    """Return how many neighbours to ask for, so that among them are as many allowed ones as a search without filter sees.
+
+    That is if the filter has nothing to do with the query; if it has, more may be needed.
+    """
+    return math.ceil(max(ef, k * _OVERFETCH) * max(1.0, live / max(1, allowed)))
 
 
 def _slots(view: View, labels: Labels) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:

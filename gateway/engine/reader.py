@@ -104,6 +104,16 @@ class Reader:
             )
             return np.fromiter((label for (label,) in rows), np.int64)
 
+    def rows_between(self, first: int, end: int, limit: int) -> tuple[Labels, Vector]:
+        """Return labels[n] and vectors[n, d] of the first `limit` current ones from `first` up to, without, `end`."""
+        with storage_errors("read vectors"):
+            rows = self._connection.execute(
+                "SELECT d.vector_version, v.vector FROM documents d JOIN vectors v USING (vector_version)"
+                " WHERE d.vector_version >= ? AND d.vector_version < ? ORDER BY d.vector_version LIMIT ?",
+                (first, end, limit),
+            ).fetchall()
+        return np.array([label for label, _ in rows], np.int64), self._matrix(vector for _, vector in rows)
+
     def matching(self, where: Filter) -> Labels:
         """Return the labels of all documents that `where` matches, ascending."""
         sql, parameters = filter_sql.where(where.condition, "d.metadata", self._terms.sql)

@@ -22,45 +22,33 @@ _CAUGHT_UP = 256
 class Rebuild:
     """`step` until it says that the rest is small, then `finish`. From one thread at a time."""
 
-    def __init__(self, index: Index, spec: Spec, reader: Reader, threads: int) -> None:
+    def __init__(self, index: Index, spec: Spec, threads: int) -> None:
         self._index = index
         self._spec = spec
         self._threads = threads
         self._graph = Graph(spec)
         self._inserted: list[Labels] = []
-        self._through = index.record_deaths()
-        live = reader.labels()
-        self._left = live[live < self._through]
+        self._done_through = 0
+        index.record_deaths()
 
     def step(self, reader: Reader) -> bool:
         """Insert a block of vectors, beside searches, commits and the mover; tell whether the rest is small."""
-        if not len(self._left):
-            self._look_for_more(reader)
-            if len(self._left) <= _CAUGHT_UP:
-                return True
-        self._insert(reader, _BLOCK)
-        return False
+        return self._insert_next(reader) <= _CAUGHT_UP
 
     def finish(self, reader: Reader) -> None:
         """Insert the rest and take the old graph's place, while the mover is held off."""
-        while len(self._left):
-            self._insert(reader, _BLOCK)
-            self._look_for_more(reader)
+        while self._insert_next(reader):
+            pass
         self._index.swap(self._graph, np.concatenate([np.empty(0, np.int64), *self._inserted]))
 
-    def _look_for_more(self, reader: Reader) -> None:
-        """What the mover has brought to the old graph meanwhile lies between two labels: it takes the oldest first."""
-        through = self._index.first_hot
-        live = reader.labels_between(self._through, through)
-        self._through = through
-        self._left = np.concatenate([self._left, live])
+    def _insert_next(self, reader: Reader) -> int:
+        """Insert the next vectors that live now and are in the old graph; return how many.
 
-    def _insert(self, reader: Reader, count: int) -> None:
-        block, self._left = self._left[:count], self._left[count:]
-        found = reader.vectors(block.tolist())
-        # What has died since the labels were read isn't there any more, or will be marked dead in the end.
-        labels = block[np.isin(block, np.fromiter(found, np.int64))]
-        raw = np.frombuffer(b"".join(found[label] for label in labels.tolist()), np.float32)
-        rows = vectors.comparable(raw.reshape(-1, self._spec.dimension), self._spec.metric)
-        self._graph.insert(rows, labels, self._threads)
-        self._inserted.append(labels)
+        The mover takes the oldest rows first: what it has brought to the old graph lies below the first hot label.
+        """
+        labels, raw = reader.rows_between(self._done_through + 1, self._index.first_hot, _BLOCK)
+        if len(labels):
+            self._graph.insert(vectors.comparable(raw, self._spec.metric), labels, self._threads)
+            self._inserted.append(labels)
+            self._done_through = int(labels[-1])
+        return len(labels)

@@ -13,6 +13,7 @@ from gateway.errors import InvalidVector
 MAX_DIMENSION = 65536
 _FLOAT32_BYTES = 4
 # Squared norms up to here keep products and squared distances of two vectors finite in float32.
+_LEAST_SQUARED_NORM = 1e-20
 _MAX_SQUARED_NORM = float(np.finfo(np.float32).max) / 8
 
 
@@ -53,6 +54,11 @@ def comparable(vectors: npt.NDArray[np.float32], metric: Metric) -> npt.NDArray[
     """Return vectors[..., d] as the index compares them: of unit length for cosine, unchanged otherwise."""
     if metric is not Metric.COSINE:
         return vectors
+    squared = np.einsum("...d,...d->...", vectors, vectors)
+    if np.all(squared > _LEAST_SQUARED_NORM):
+        unit: npt.NDArray[np.float32] = vectors / np.sqrt(squared)[..., np.newaxis]
+        return unit
+    # Squares of very small numbers vanish in float32.
     wide = vectors.astype(np.float64)
     wide /= np.sqrt(np.einsum("...d,...d->...", wide, wide))[..., np.newaxis]
     return wide.astype(np.float32)

@@ -166,8 +166,10 @@ class Upkeep:
 
     def _quiet_due(self) -> float:
         """The time at which what waits for the writes to pause can be done; infinity where nothing does."""
-        waits = self._surplus(0) or self._collection.needs_tidying(quiet=True)
-        return self._loop.time() + max(0.0, _QUIET_S - self._collection.idle_s) if waits else float("inf")
+        collection = self._collection
+        waits = self._surplus(0) or collection.needs_tidying(quiet=True) or collection.needs_rebuild
+        left_s = _QUIET_S - collection.idle_s
+        return self._loop.time() + left_s if waits and left_s > 0 else float("inf")
 
     @property
     def _quiet(self) -> bool:
@@ -194,8 +196,9 @@ class Upkeep:
         rows = self._collection.hot_rows  # before idle_s is read: of these, none is new where it is long
         target = 0 if self._quiet else self._target
         if self.rebuilding:
-            # What is moved now has to be moved again when the fresh graph is there.
-            target = max(target, self._limit // 2)
+            # What is moved now has to be moved again when the fresh graph is there, and insertion into a graph with many
+            # dead is slow.
+            target = max(target, self._limit * 7 // 8)
         surplus = min(rows - target, self._surplus(target))
         if surplus > 0:
             self._needed.set()
@@ -216,7 +219,9 @@ class Upkeep:
         return _BRISK if rows > 4 * self._target else _GENTLE
 
     def _rebuild_if_needed(self) -> None:
-        if self._rebuilding is None and self._collection.needs_rebuild and not self._stopping:
+        collection = self._collection
+        needed = collection.needs_rebuild_now or (self._quiet and collection.needs_rebuild)
+        if needed and self._rebuilding is None and not self._stopping:
             self._rebuilding = asyncio.create_task(self._guarded(self._rebuild()))
             self._rebuilding.add_done_callback(self._rebuilt)
 
