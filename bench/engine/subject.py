@@ -69,8 +69,7 @@ def puts(ids: Iterable[int], rows: Matrix) -> list[Put]:
 
 async def settled(hosted: Hosted) -> None:
     """Wait until every vector is in the graph, and no fresh one is being made."""
-    collection = hosted.collection
-    while collection.hot_rows or hosted.upkeep.rebuilding or collection.needs_rebuild:  # noqa: ASYNC110
+    while not hosted.upkeep.settled:  # noqa: ASYNC110
         await asyncio.sleep(0.005)
 
 

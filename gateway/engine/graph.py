@@ -30,10 +30,7 @@ class Graph:
     def __init__(self, spec: Spec, index: hnswlib.Index | None = None) -> None:
         self.turns = Turns()
         self._spec = spec
-        self._index = index or _empty(spec)
-        self._index.set_num_threads(1)
-        # hnswlib searches with the larger of k and its own ef; the latter is kept out of the way.
-        self._index.set_ef(1)
+        self._made = index and _configured(index)
         self._reach = _UNLIMITED
         self.dead = 0
 
@@ -46,9 +43,16 @@ class Graph:
         graph.dead = dead
         return graph
 
+    @property
+    def _index(self) -> hnswlib.Index:
+        """hnswlib's index, made on first use: an empty one takes 2.6 MB, for locks."""
+        if self._made is None:
+            self._made = _configured(_empty(self._spec))
+        return self._made
+
     def __len__(self) -> int:
         """Return the number of vectors, dead ones included."""
-        return int(self._index.get_current_count())
+        return int(self._made.get_current_count()) if self._made else 0
 
     @property
     def dead_share(self) -> float:
@@ -60,7 +64,7 @@ class Graph:
 
     def labels(self) -> Labels:
         """Return all labels, dead ones included, in no order."""
-        return np.fromiter(self._index.get_ids_list(), np.int64)
+        return np.fromiter(self._made.get_ids_list() if self._made else (), np.int64)
 
     def rows(self, labels: Labels) -> npt.NDArray[np.float32]:
         """Return the vectors[n, d] under labels[n], slowly. Turns held."""
@@ -123,6 +127,13 @@ class Graph:
 def _empty(spec: Spec) -> hnswlib.Index:
     index = hnswlib.Index(space=_space(spec.metric), dim=spec.dimension)
     index.init_index(max_elements=_FIRST_CAPACITY, M=spec.m, ef_construction=spec.ef_construction)
+    return index
+
+
+def _configured(index: hnswlib.Index) -> hnswlib.Index:
+    index.set_num_threads(1)
+    # hnswlib searches with the larger of k and its own ef; the latter is kept out of the way.
+    index.set_ef(1)
     return index
 
 

@@ -105,6 +105,11 @@ class Upkeep:
     def rebuilding(self) -> bool:
         return self._rebuilding is not None
 
+    @property
+    def settled(self) -> bool:
+        """Whether all is in the graph that is to be, and that needn't be made anew."""
+        return not (self._surplus(0) or self.rebuilding or self._collection.needs_rebuild)
+
     def nudge(self) -> None:
         """Tell that there was a commit."""
         self._needed.set()
