@@ -126,6 +126,7 @@ def _tune_interpreter() -> None:
     """
     sys.setswitchinterval(0.001)
     gc.freeze()
+    gc.enable()
     gc.set_threshold(20_000, 20, 20)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable
@@ -47,6 +48,8 @@ def _fail(message: str, status: int) -> None:
 
 def serve(**flags: Any) -> None:
     """Run a gateway until SIGTERM or SIGINT."""
+    # What is imported now stays: collecting garbage meanwhile finds none. It is on again when the gateway runs.
+    gc.disable()
     from gateway import settings
     from gateway.engine.checksums import Ahead, newest_graphs
     from gateway.errors import StartupError

@@ -12,7 +12,7 @@ import numpy as np
 from bench.engine import subject
 from bench.engine.data import Matrix, movies, noisy
 from bench.harness import Percentiles
-from gateway.engine import collection as engine
+from gateway.engine import search as planner
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.types import Put, Spec
@@ -101,15 +101,15 @@ def _switch_over(collection: Collection, queries: Matrix, allowed: int) -> Switc
     for way in ("exact", "graph"):
         with _always(way):
             times[way] = Percentiles.of(subject.search_where(collection, queries, where)[1]).p50
-    few = engine.few(allowed, collection.document_count, 10, collection.spec.ef_search)
-    return SwitchOver(allowed, times["exact"], times["graph"], "exact" if few else "graph")
+    taken_exact = planner.few(allowed, collection.document_count, 10, collection.spec.ef_search)
+    return SwitchOver(allowed, times["exact"], times["graph"], "exact" if taken_exact else "graph")
 
 
 @contextmanager
 def _always(way: str) -> Iterator[None]:
-    planner = engine.few
-    engine.few = lambda *_: way == "exact"
+    few = planner.few
+    planner.few = lambda *_: way == "exact"
     try:
         yield
     finally:
-        engine.few = planner
+        planner.few = few

@@ -13,7 +13,8 @@ import numpy as np
 from bench.engine import rivals, subject
 from bench.engine.data import Matrix, grown, nearest, noisy, recall
 from bench.harness import Percentiles
-from gateway.engine.collection import Collection, Query
+from gateway.engine.collection import Collection
+from gateway.engine.search import Query
 from gateway.engine.types import Put, Spec
 from gateway.node.hosted import Hosted
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from bench.engine.data import Matrix
 from gateway.embed.text import build_text
-from gateway.engine.collection import Collection, Query
+from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
+from gateway.engine.search import Query
 from gateway.engine.types import Done, Operation, Put, Spec, Write
 from gateway.errors import HotindexError
 from gateway.ingest.commit import Bounds

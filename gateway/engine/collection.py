@@ -13,35 +13,31 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from queue import Empty, LifoQueue
 
 import msgspec
 import numpy as np
 import structlog
 
 from gateway.engine import database, lineage, snapshot, vectors
-from gateway.engine.allowed import AllowedCache
 from gateway.engine.checksums import Checksum, checksum
-from gateway.engine.filter import Filter
 from gateway.engine.graph import Graph
-from gateway.engine.index import Found, Index, neighbours_to_ask
+from gateway.engine.index import Found, Index
 from gateway.engine.lineage import Lineage
 from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Planner, WriteOutcome
-from gateway.engine.reader import Reader
+from gateway.engine.reader import Reader, Readers
 from gateway.engine.rebuild import Rebuild
+from gateway.engine.search import Query, Searcher
 from gateway.engine.snapshot import Snapshot
 from gateway.engine.store import STORE_FILE, Store
 from gateway.engine.types import (
     Answer,
     Applied,
     Document,
-    Hit,
     Labels,
     Page,
     Put,
@@ -72,26 +68,6 @@ _SWEEPS = 8
 _GARBAGE_LIMIT = 65_536
 _PURGE = 256
 _VACUUM_PAGES = 256
-_TRIES = 4
-_SCAN_ROW_US = 3.7
-_GRAPH_NEIGHBOUR_US = 2.9
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What to search for: checked vectors[n, d] of the collection's dimension, not yet made comparable."""
-
-    vectors: Vector
-    k: int
-    where: Filter | None = None
-    exact: bool = False
-    exclude: str | None = None
-    """The id of a document to leave out."""
-    include_vector: bool = False
-    ef: int | None = None
-    """How widely to search the graph; None is the collection's `ef_search`."""
-    several: bool = False
-    """Whether a list of vectors was asked about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +104,12 @@ class Collection:
         self.spec = self._store.spec
         self._check_lineage()
         self._applying = threading.Lock()
-        self._readers: LifoQueue[Reader] = LifoQueue()
-        self._allowed = AllowedCache()
+        self._readers = Readers(directory / STORE_FILE, self.spec)
         self.epoch = self._store.epoch
         self._snapshot_version = -1
         self._wasteful = False
-        self._closed = False
         self._index = self._recover(checksum)
+        self._searcher = Searcher(self._store, self._index, self._readers, self._applying)
 
     @classmethod
     def create(
@@ -173,7 +148,7 @@ class Collection:
             log.warning("lineage_not_noted", collection=self.spec.name, reason=str(error))
 
     def _recover(self, checksum: Checksum) -> Index:
-        with self._reader() as reader:
+        with self._readers.lend() as reader:
             found = snapshot.load(self._directory, self.spec, self.epoch, self._store.index_version, checksum)
             if found:
                 graph, missing = found.graph, self._compare(found, reader)
@@ -202,12 +177,7 @@ class Collection:
 
     def close(self) -> None:
         """Close the files. Nothing else may be running; what is called later raises StorageUnavailable."""
-        self._closed = True
-        while True:
-            try:
-                self._readers.get_nowait().close()
-            except Empty:
-                break
+        self._readers.close()
         self._store.close()
         self._note_lineage()
 
@@ -228,20 +198,6 @@ class Collection:
         """Return the graph's live and dead vectors; those that died since the mover last ran count as live."""
         graph = self._index.graph
         return graph.live, graph.dead
-
-    @contextmanager
-    def _reader(self) -> Iterator[Reader]:
-        if self._closed:
-            # Another collection may lie at this path by now.
-            raise StorageUnavailable(f"collection {self.spec.name!r} is closed")
-        try:
-            reader = self._readers.get_nowait()
-        except Empty:
-            reader = self._store.reader()
-        try:
-            yield reader
-        finally:
-            self._readers.put(reader)
 
     def commit(self, writes: Sequence[Write], *, with_vectors: bool = False) -> Committed:
         """Apply `writes` in order, each whole or not at all, in one transaction; what is done is on disk and searchable.
@@ -300,7 +256,7 @@ class Collection:
 
     def get(self, document_id: str, *, include_vector: bool = False) -> tuple[Document, bytes | None] | None:
         """Return a document and, if asked for, its vector; None where there is none."""
-        with self._reader() as reader, reader.snapshot():
+        with self._readers.lend() as reader, reader.snapshot():
             document = reader.document(document_id)
             if document is None:
                 return None
@@ -310,87 +266,15 @@ class Collection:
 
     def search(self, query: Query) -> Answer:
         """Return the k nearest documents to each vector, all as they are stored as of one index_version."""
-        comparable = vectors.comparable(query.vectors, self.spec.metric)
-        attempt = self._search_index if query.where is None else self._search_filtered
-        with self._reader() as reader:
-            if query.exact:
-                return self._search_exactly(reader, query, comparable)
-            for _ in range(_TRIES):
-                answer = attempt(reader, query, comparable)
-                if answer is not None:
-                    return answer
-            # Each time a commit came between the index and the store; with the writer held off, none can.
-            with self._applying:
-                answer = attempt(reader, query, comparable)
-            assert answer is not None, "store and index agree while nothing is committed"
-            return answer
+        return self._searcher.search(query)
 
     def nearest(self, vector: Vector, k: int, ef: int) -> Found:
         """Return labels and scores of the k nearest to a vector[d], without their documents."""
-        (comparable,) = vectors.comparable(vector[np.newaxis], self.spec.metric)
-        with self._index.view() as view:
-            return self._index.search(view, comparable, k, ef)
-
-    def _search_index(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
-        """Search the index, then read the documents found; None where one of them isn't as it was any more."""
-        k = _wanted(query)
-        with self._index.view() as view:
-            found = [self._index.search(view, one, k, query.ef or self.spec.ef_search) for one in comparable]
-        if any(len(one.labels) < min(k, view.live) for one in found):
-            # The graph doesn't reach all that there is.
-            return self._search_exactly(reader, query, comparable)
-        with reader.snapshot() if query.include_vector else nullcontext():
-            documents, blobs = _read(reader, query, found)
-        known = sum(label in documents for one in found for label in one.labels.tolist())
-        if known < sum(len(one.labels) for one in found):
-            return None
-        if any(document.index_version > view.index_version for document in documents.values()):
-            return None
-        return _answer(query, view.index_version, found, documents, blobs)
-
-    def _search_filtered(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
-        """Compare exactly with the allowed vectors where they are few, search the graph for them where they are many.
-
-        None where index and store weren't at the same version.
-        """
-        assert query.where is not None, "there is a filter"
-        allowed = self._allowed.get(query.where, reader, self._store.index_version)
-        k = _wanted(query)
-        ef = query.ef or self.spec.ef_search
-        if few(len(allowed), self.document_count, k, ef):
-            return self._search_exactly(reader, query, comparable)
-        with self._index.view() as view, reader.snapshot() as index_version:
-            if index_version != view.index_version:
-                return None
-            allowed = self._allowed.get(query.where, reader, index_version)
-            found = [self._index.search(view, one, k, ef, allowed) for one in comparable]
-            documents, blobs = _read(reader, query, found)
-        if any(len(one.labels) < min(k, len(allowed)) for one in found):
-            return self._search_exactly(reader, query, comparable)
-        return _answer(query, index_version, found, documents, blobs)
-
-    def _search_exactly(self, reader: Reader, query: Query, comparable: Vector) -> Answer:
-        """Compare with every (allowed) vector, in one snapshot of the store."""
-        k = _wanted(query)
-        nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32))
-        found = [nothing] * len(comparable)
-        with reader.snapshot() as index_version:
-            if query.where is None:
-                blocks = reader.scan()
-            else:
-                blocks = reader.blocks(self._allowed.get(query.where, reader, index_version).labels())
-            for labels, block in blocks:
-                rows = vectors.comparable(block, self.spec.metric)
-                found = [
-                    _merged(one, labels, vectors.scores(query_row, rows, self.spec.metric), k)
-                    for one, query_row in zip(found, comparable, strict=True)
-                ]
-            documents, blobs = _read(reader, query, found)
-        return _answer(query, index_version, found, documents, blobs)
+        return self._searcher.nearest(vector, k, ef)
 
     def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
         """Return a page of the net change in `span`."""
-        with self._reader() as reader:
+        with self._readers.lend() as reader:
             return reader.changes(span, limit, with_vectors=with_vectors)
 
     def reaches(self, since: int, epoch: str | None) -> bool:
@@ -445,7 +329,7 @@ class Collection:
         """Make a graph of the live vectors, beside all else; return what puts it in the old one's place, to be called
         while the mover is held off. None where `stopping` says to give up.
         """
-        with self._reader() as reader:
+        with self._readers.lend() as reader:
             fresh = Rebuild(self._index, self.spec, _CORES)
             while not fresh.step(reader):
                 if stopping():
@@ -453,7 +337,7 @@ class Collection:
         return partial(self._finish_rebuild, fresh)
 
     def _finish_rebuild(self, fresh: Rebuild) -> None:
-        with self._reader() as reader:
+        with self._readers.lend() as reader:
             fresh.finish(reader)
 
     def write_snapshot(self) -> int:
@@ -526,45 +410,3 @@ _CORES = os.cpu_count() or 1
 
 def _new_epoch() -> str:
     return uuid.uuid4().hex
-
-
-def _wanted(query: Query) -> int:
-    return query.k + (query.exclude is not None)
-
-
-def few(allowed: int, live: int, k: int, ef: int) -> bool:
-    """Tell whether comparing with all allowed vectors costs less than asking the graph for enough neighbours.
-
-    The constants are measured by `hotindex bench engine`.
-    """
-    neighbours = neighbours_to_ask(k, ef, allowed, live)
-    return allowed * _SCAN_ROW_US < neighbours * _GRAPH_NEIGHBOUR_US or allowed < k
-
-
-def _merged(found: Found, labels: Labels, scores: Vector, k: int) -> Found:
-    labels = np.concatenate([found.labels, labels])
-    scores = np.concatenate([found.scores, scores])
-    top = vectors.best(scores, k)
-    return Found(labels[top], scores[top])
-
-
-def _read(reader: Reader, query: Query, found: Sequence[Found]) -> tuple[dict[int, Document], dict[int, bytes]]:
-    labels = list({label for one in found for label in one.labels.tolist()})
-    return reader.by_vector(labels), reader.vectors(labels) if query.include_vector else {}
-
-
-def _answer(
-    query: Query,
-    index_version: int,
-    found: Sequence[Found],
-    documents: dict[int, Document],
-    blobs: dict[int, bytes],
-) -> Answer:
-    return Answer(index_version, tuple(_hits(query, one, documents, blobs) for one in found), query.several)
-
-
-def _hits(query: Query, found: Found, documents: dict[int, Document], blobs: dict[int, bytes]) -> tuple[Hit, ...]:
-    pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
-    hits = (Hit(documents[label], score, blobs.get(label)) for label, score in pairs)
-    wanted = [hit for hit in hits if hit.document.id != query.exclude][: query.k]
-    return tuple(sorted(wanted, key=lambda hit: (-hit.score, hit.document.id)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Empty, LifoQueue
 
 import numpy as np
 
@@ -216,3 +217,37 @@ def _net_change(document: Document, origin: int, vector: bytes | None) -> Change
     else:
         event_type = EventType.UPDATE
     return Change(event_type, document, None, vector, net=True)
+
+
+class Readers:
+    """Connections for all who read, lent out one at a time; as many are opened as are used at once. From any thread."""
+
+    def __init__(self, path: Path, spec: Spec) -> None:
+        self._path = path
+        self._spec = spec
+        self._idle: LifoQueue[Reader] = LifoQueue()
+        self._closed = False
+
+    @contextmanager
+    def lend(self) -> Iterator[Reader]:
+        """Lend a reader. Raises StorageUnavailable."""
+        if self._closed:
+            # Another collection may lie at this path by now.
+            raise StorageUnavailable(f"collection {self._spec.name!r} is closed")
+        try:
+            reader = self._idle.get_nowait()
+        except Empty:
+            reader = Reader(self._path, self._spec)
+        try:
+            yield reader
+        finally:
+            self._idle.put(reader)
+
+    def close(self) -> None:
+        """Close those that are not lent, and lend no more."""
+        self._closed = True
+        while True:
+            try:
+                self._idle.get_nowait().close()
+            except Empty:
+                return

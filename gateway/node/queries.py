@@ -10,8 +10,8 @@ import numpy as np
 
 from gateway.embed.embedder import Embedder
 from gateway.engine import vectors
-from gateway.engine.collection import Query
 from gateway.engine.filter import Filter
+from gateway.engine.search import Query
 from gateway.engine.types import Metric, Spec, Vector
 from gateway.errors import HotindexError, InvalidArgument, NotFound
 from gateway.node.hosted import Hosted

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from gateway.embed.text import build_text
-from gateway.engine.collection import Collection, Query
+from gateway.engine.collection import Collection
 from gateway.engine.plan import WriteOutcome
+from gateway.engine.search import Query
 from gateway.engine.types import Done, Metadata, Metric, Operation, Put, Spec, Vector, Write
 
 DIMENSION = 4

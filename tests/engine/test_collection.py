@@ -18,9 +18,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from gateway.engine.collection import Collection, Query
+from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.merge import patched
+from gateway.engine.search import Query
 from gateway.engine.types import Done, Patch, Put, Remove, Span, Status, Vector
 from gateway.errors import Conflict, NotFound, StorageUnavailable
 from tests.engine.support import (
