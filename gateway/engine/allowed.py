@@ -77,16 +77,20 @@ class AllowedCache:
         self._kept: OrderedDict[bytes, Allowed] = OrderedDict()
         self._bytes = 0
 
-    def get(self, where: Filter, reader: Reader, index_version: int) -> Allowed:
-        """Return what `where` allows as of `index_version`, the state that `reader` sees (or one after it, if unpinned)."""
+    def get(self, where: Filter, reader: Reader, index_version: int, held: Allowed | None = None) -> Allowed:
+        """Return what `where` allows as of `index_version`, the state that `reader` sees (or one after it, if unpinned).
+
+        `held` is what the caller got for an earlier one: others may have brought the kept set beyond `index_version`.
+        """
         with self._mutex:
-            known = self._kept.get(where.key)
-        if known is None or known.index_version > index_version:
+            known = [one for one in (self._kept.get(where.key), held) if one and one.index_version <= index_version]
+        if not known:
             allowed = Allowed(reader.matching(where), {}, index_version)
-        elif known.index_version < index_version:
-            allowed = known.after(reader.metadata_after(known.index_version), where, index_version)
         else:
-            allowed = known
+            newest = max(known, key=lambda one: one.index_version)
+            allowed = newest
+            if newest.index_version < index_version:
+                allowed = newest.after(reader.metadata_after(newest.index_version), where, index_version)
         self._keep(where.key, allowed)
         return allowed
 

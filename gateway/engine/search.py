@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gateway.engine import vectors
-from gateway.engine.allowed import AllowedCache
+from gateway.engine.allowed import Allowed, AllowedCache
 from gateway.engine.filter import Filter
 from gateway.engine.index import Found, Index, neighbours_to_ask
 from gateway.engine.reader import Reader, Readers
@@ -104,18 +104,20 @@ class Searcher:
         k = _wanted(query)
         ef = query.ef or self._spec.ef_search
         if few(len(allowed), self._store.document_count, k, ef):
-            return self._search_exactly(reader, query, comparable)
+            return self._search_exactly(reader, query, comparable, allowed)
         with self._index.view() as view, reader.snapshot() as index_version:
             if index_version != view.index_version:
                 return None
-            allowed = self._allowed.get(query.where, reader, index_version)
+            allowed = self._allowed.get(query.where, reader, index_version, allowed)
             found = [self._index.search(view, one, k, ef, allowed) for one in comparable]
             documents, blobs = _read(reader, query, found)
         if any(len(one.labels) < min(k, len(allowed)) for one in found):
-            return self._search_exactly(reader, query, comparable)
+            return self._search_exactly(reader, query, comparable, allowed)
         return _answer(query, index_version, found, documents, blobs)
 
-    def _search_exactly(self, reader: Reader, query: Query, comparable: Vector) -> Answer:
+    def _search_exactly(
+        self, reader: Reader, query: Query, comparable: Vector, allowed: Allowed | None = None
+    ) -> Answer:
         """Compare with every (allowed) vector, in one snapshot of the store."""
         k = _wanted(query)
         nothing = Found(np.empty(0, np.int64), np.empty(0, np.float32))
@@ -124,7 +126,7 @@ class Searcher:
             if query.where is None:
                 blocks = reader.scan()
             else:
-                blocks = reader.blocks(self._allowed.get(query.where, reader, index_version).labels())
+                blocks = reader.blocks(self._allowed.get(query.where, reader, index_version, allowed).labels())
             for labels, block in blocks:
                 rows = vectors.comparable(block, self._spec.metric)
                 found = [

@@ -563,3 +563,47 @@ def test_a_snapshot_of_the_last_state_needs_no_comparison(tmp_path: Path) -> Non
             assert nearest(recovered, i, 0, 0, 1 if i % 3 else 2, k=1) == [f"d{i}"]
     assert len(nearest(recovered, 50, 0, 0, 1, k=100)) == 99
     recovered.close()
+
+
+def test_filtered_searches_beside_writers_are_of_one_version(tmp_path: Path) -> None:
+    """Every commit moves all documents from one half of the filter to the other."""
+    collection = make(tmp_path / "things", replace(SPEC, dimension=8))
+    data = np.random.default_rng(5).standard_normal((3000, 8)).astype(np.float32)
+
+    def flip(turn: int) -> None:
+        commit(
+            collection,
+            *(Put(f"d{i}", row if turn < 2 else None, metadata={"half": (i + turn) % 2}) for i, row in enumerate(data)),
+        )
+
+    flip(0)
+    collection.move(3000, hurry=True)
+    stop = threading.Event()
+
+    def write_on() -> None:
+        turn = 1
+        while not stop.is_set():
+            flip(turn)
+            turn += 1
+
+    failed: list[str] = []
+
+    def search_on() -> None:
+        for n in range(60):
+            answer = collection.search(Query(data[n : n + 1], 10, Filter({"half": n % 2})))
+            hits = answer.results[0]
+            halves = {msgspec.json.decode(hit.document.metadata)["half"] for hit in hits}
+            stale = [hit for hit in hits if hit.document.index_version <= answer.index_version - 3000]
+            if len(hits) != 10 or halves != {n % 2} or stale:
+                failed.append(f"{n}: {len(hits)} {halves} {stale}")
+
+    writer = threading.Thread(target=write_on)
+    searchers = [threading.Thread(target=search_on) for _ in range(2)]
+    for thread in (writer, *searchers):
+        thread.start()
+    for thread in searchers:
+        thread.join()
+    stop.set()
+    writer.join()
+    assert not failed, failed[:3]
+    collection.close()
