@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from hotindex import client
+from hotindex.errors import HotindexError
 from hotindex.subscription import Subscription
 from hotindex.types import Include, Reset, Update
 
@@ -24,7 +25,7 @@ def _returning(
 
     @functools.wraps(method)
     def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        return self.run(method(self.client, *args, **kwargs))
+        return self.run(method(self._opened(), *args, **kwargs))
 
     return call
 
@@ -64,6 +65,13 @@ class Client:
         self.run(self.client.close())
         self._end()
 
+    def _opened(self) -> client.Client:
+        if not self._thread.is_alive():
+            raise HotindexError(
+                "closed", "the client is closed, or was not opened: use it in a with statement", retryable=False
+            )
+        return self.client
+
     async def _connect(self) -> client.Client:
         connected = client.Client(self._url, **self._options)
         await connected.connect()
@@ -101,6 +109,7 @@ class Client:
         include: Sequence[Include] = (),
     ) -> Iterator[Update | Reset]:
         """Begin a subscription, and return its updates to iterate over; breaking off the iteration ends it."""
+        self._opened()
         subscription = self.run(self._subscribe(collection, since=since, epoch=epoch, filter=filter, include=include))
         return self._updates(subscription)
 

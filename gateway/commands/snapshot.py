@@ -7,7 +7,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 
-from hotindex.errors import ConnectionLost, from_message
+from hotindex.errors import ConnectionLost, HotindexError, from_message
 
 
 def run(http_url: str, collection: str) -> None:
@@ -17,7 +17,16 @@ def run(http_url: str, collection: str) -> None:
         with urllib.request.urlopen(request) as response:  # noqa: S310
             written = json.load(response)
     except urllib.error.HTTPError as error:
-        raise from_message(json.load(error)) from None
+        raise _told(error, http_url) from None
+    except json.JSONDecodeError:
+        raise ConnectionLost(f"{http_url} doesn't answer as a gateway's HTTP address does", retryable=False) from None
     except OSError as error:
         raise ConnectionLost(f"can't reach {http_url}: {error}") from None
     print(f"snapshot of {written['collection']} at index_version {written['index_version']} written")
+
+
+def _told(error: urllib.error.HTTPError, http_url: str) -> HotindexError:
+    try:
+        return from_message(json.load(error))
+    except ValueError:
+        return ConnectionLost(f"{http_url} doesn't answer as a gateway's HTTP address does", retryable=False)

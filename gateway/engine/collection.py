@@ -108,6 +108,7 @@ class Collection:
         self.epoch = self._store.epoch
         self._snapshot_version = -1
         self._wasteful = False
+        self._deaths = 0
         self._index = self._recover(checksum)
         self._searcher = Searcher(self._store, self._index, self._readers, self._applying)
 
@@ -138,9 +139,10 @@ class Collection:
         if reason := lineage.broken(self._directory, Lineage(store.epoch, store.index_version)):
             log.warning("new_epoch", collection=store.spec.name, reason=reason)
             store.begin_new_life(_new_epoch())
-            self._note_lineage()
+            self.note_lineage()
 
-    def _note_lineage(self) -> None:
+    def note_lineage(self) -> None:
+        """Note how far the store has come, to notice an older one in its place."""
         try:
             lineage.write(self._directory, Lineage(self._store.epoch, self._store.index_version))
         except OSError as error:
@@ -179,7 +181,7 @@ class Collection:
         """Close the files. Nothing else may be running; what is called later raises StorageUnavailable."""
         self._readers.close()
         self._store.close()
-        self._note_lineage()
+        self.note_lineage()
 
     @property
     def index_version(self) -> int:
@@ -228,6 +230,7 @@ class Collection:
         plan = planner.plan
         turnover = plan.turnover(stored)
         self._store.commit(plan, turnover, stored, at, window_start)
+        self._deaths += len(turnover.died)
         if plan.events:
             self._index.apply(turnover, plan.index_version)
         applied = Applied(plan.first_index_version, plan.index_version, tuple(plan.events)) if plan.events else None
@@ -329,11 +332,16 @@ class Collection:
         """Make a graph of the live vectors, beside all else; return what puts it in the old one's place, to be called
         while the mover is held off. None where `stopping` says to give up.
         """
-        with self._readers.lend() as reader:
-            fresh = Rebuild(self._index, self.spec, _CORES)
-            while not fresh.step(reader):
-                if stopping():
-                    return None
+        fresh = Rebuild(self._index, self.spec, _CORES)
+        done = False
+        try:
+            with self._readers.lend() as reader:
+                while not (done := fresh.step(reader)):
+                    if stopping():
+                        return None
+        finally:
+            if not done:
+                self._index.forget_deaths()
         return partial(self._finish_rebuild, fresh)
 
     def _finish_rebuild(self, fresh: Rebuild) -> None:
@@ -347,7 +355,7 @@ class Collection:
         graph, first_hot = self._index.graph, self._index.first_hot
         snapshot.write(self._directory, graph, self.spec, self.epoch, index_version, first_hot)
         self._snapshot_version = index_version
-        self._note_lineage()
+        self.note_lineage()
         return index_version
 
     def probe(self) -> None:
@@ -363,13 +371,14 @@ class Collection:
     def needs_tidying(self, *, quiet: bool) -> bool:
         """Whether there is something for `tidy`; what takes time from commits can wait until they are `quiet`."""
         garbage = self._store.garbage
-        return garbage > _GARBAGE_LIMIT or (quiet and (garbage > 0 or self._wasteful))
+        return garbage > _GARBAGE_LIMIT or (quiet and (garbage > 0 or self._wasteful or self._deaths > _SWEEP))
 
     def tidy(self) -> None:
         """Delete some vectors that large commits replaced, give some free pages back. To be repeated while needed.
 
         Commits wait for none of it longer than for a small transaction.
         """
+        self._deaths = 0
         for _ in range(_SWEEPS):
             if self._store.garbage:
                 with self._applying:
@@ -388,7 +397,7 @@ class Collection:
     def checkpoint(self) -> None:
         """Copy the write-ahead log into the database, beside all else."""
         self._store.checkpoint()
-        self._note_lineage()
+        self.note_lineage()
 
     def purge(self, retention_us: int) -> int:
         """Forget the deletions that are older; return how many.

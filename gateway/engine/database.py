@@ -28,6 +28,7 @@ FORMAT = 1
 APPLICATION_ID = 0x686F7469
 PAGE_BYTES = 4096
 FLOAT_BYTES = 4
+BUSY_TIMEOUT_MS = 10_000
 _MARKS = 64
 
 SCHEMA = """
@@ -71,7 +72,7 @@ def connect(path: Path, *, create: bool = False) -> sqlite3.Connection:
         uri=True,
         isolation_level=None,
         check_same_thread=False,
-        timeout=10.0,
+        timeout=BUSY_TIMEOUT_MS / 1000,
     )
     connection.execute("PRAGMA synchronous=FULL")
     connection.execute("PRAGMA temp_store=MEMORY")

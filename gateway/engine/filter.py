@@ -100,7 +100,7 @@ class _Parser:
         at = f"{where}.{key}"
         if key in ("$and", "$or"):
             if not isinstance(value, list) or not value:
-                raise InvalidFilter(f"{at} must be a list of filters, not {_show(value)}", field=at)
+                raise InvalidFilter(f"{at} must be a list of one filter or more, not {_show(value)}", field=at)
             parts = tuple(self.parse(part, f"{at}[{i}]", depth + 1) for i, part in enumerate(value))
             return All(parts) if key == "$and" else AnyOf(parts)
         if key == "$not":
@@ -130,7 +130,7 @@ class _Parser:
             return self._compare(path, _OPERATORS[op], operand, at)
         if op == "$in":
             if not isinstance(operand, list) or not operand:
-                raise InvalidFilter(f"{at} must be a list of values, not {_show(operand)}", field=at)
+                raise InvalidFilter(f"{at} must be a list of one value or more, not {_show(operand)}", field=at)
             return AnyOf(tuple(self._compare(path, "=", one, f"{at}[{i}]") for i, one in enumerate(operand)))
         if op == "$exists":
             if not isinstance(operand, bool):

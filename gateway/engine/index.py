@@ -33,7 +33,7 @@ from gateway.engine.types import Labels, Metric, Spec, Vector
 
 _ALIVE = np.iinfo(np.int64).max
 _FIRST_CAPACITY = 64
-_L2_CANDIDATES = 16
+_FLOAT32_EPSILON = float(np.finfo(np.float32).eps)
 _OVERFETCH = 1.5
 """A filtered search wants at least this many times k allowed neighbours, if the filter is random."""
 
@@ -181,9 +181,7 @@ class Index:
             alive = alive[allowed.contains(view.segment.labels[hot][alive])]
         rows = view.segment.rows[hot]
         if self._spec.metric is Metric.L2:
-            # Rank by 2xq - x², a product, and compute the squared distance, exact but slower, for the best alone.
-            rough = 2 * (rows @ query) - np.einsum("nd,nd->n", rows, rows)
-            alive = alive[vectors.best(rough[alive], k + _L2_CANDIDATES)]
+            alive = alive[_nearest_candidates(rows, query, k, alive)]
             found = vectors.scores(query, rows[alive], Metric.L2)
         else:
             found = (rows @ query)[alive]
@@ -233,11 +231,15 @@ class Index:
             for label in dead:
                 graph.kill(label)
 
-    def record_deaths(self) -> int:
-        """Begin to record the labels that die in the graph; return the label all of it is below."""
+    def record_deaths(self) -> None:
+        """Begin to record the labels that die in the graph."""
         with self._mutex:
             self._recorded = []
-            return self._view.first_hot
+
+    def forget_deaths(self) -> None:
+        """End that without a `swap`."""
+        with self._mutex:
+            self._recorded = None
 
     @property
     def first_hot(self) -> int:
@@ -257,6 +259,23 @@ class Index:
             self._dying = {}
             self._recorded = None
             self._view = replace(self._view, graph=fresh)
+
+
+def _nearest_candidates(
+    rows: npt.NDArray[np.float32], query: Vector, k: int, alive: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """Return the positions in `alive` of all rows that may be among the k nearest by squared distance.
+
+    2xq - x² ranks as the distance does, is a product, and so much faster; but where rows are long and near each other it
+    cancels. What it can be wrong by is bounded, and all that lie within are candidates.
+    """
+    if len(alive) <= k:
+        return np.arange(len(alive))
+    squared = np.einsum("nd,nd->n", rows, rows)
+    rough = (2 * (rows @ query) - squared)[alive]
+    error = _FLOAT32_EPSILON * (len(query) + 4) * 2 * (float(squared[alive].max()) + float(query @ query))
+    kth = float(np.partition(rough, len(rough) - k)[len(rough) - k])
+    return np.flatnonzero(rough >= kth - 2 * error)
 
 
 def neighbours_to_ask(k: int, ef: int, allowed: int, live: int) -> int:

@@ -25,7 +25,10 @@ class Lineage(msgspec.Struct, frozen=True):
 def write(directory: Path, lineage: Lineage) -> None:
     """Note how far the store in `directory` has come. Raises OSError."""
     temporary = directory / f"{_FILE}.tmp"
-    temporary.write_bytes(msgspec.json.encode(lineage))
+    with temporary.open("wb") as file:
+        file.write(msgspec.json.encode(lineage))
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, directory / _FILE)
 
 
@@ -35,7 +38,7 @@ def broken(directory: Path, found: Lineage) -> str | None:
         noted = msgspec.json.decode((directory / _FILE).read_bytes(), type=Lineage)
     except FileNotFoundError:
         return f"{_FILE} is missing"
-    except msgspec.DecodeError as error:
+    except (OSError, ValueError) as error:
         return f"{_FILE} can't be read: {error}"
     if noted.epoch != found.epoch:
         return f"the store has epoch {found.epoch}, {_FILE} says {noted.epoch}"

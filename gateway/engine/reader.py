@@ -18,6 +18,17 @@ from gateway.errors import StorageUnavailable, TooLarge
 
 _ROWS_AT_A_TIME = 1024
 _CONTRADICTIONS = {
+    "documents have fields of a wrong type": (
+        "documents WHERE typeof(version) != 'integer' OR typeof(created) != 'integer' OR source NOT IN (0, 1, 2)"
+        " OR typeof(updated_at) != 'integer' OR typeof(metadata) != 'text'"
+        " OR typeof(coalesce(content, '')) != 'text' OR typeof(coalesce(vector_version, 0)) != 'integer'"
+    ),
+    "documents have a vector or a beginning later than themselves": (
+        "documents WHERE coalesce(vector_version, 0) > index_version OR created > index_version"
+    ),
+    "vectors in use are to be deleted": (
+        "garbage WHERE vector_version IN (SELECT vector_version FROM documents WHERE vector_version IS NOT NULL)"
+    ),
     "documents have an index_version above the collection's": (
         "documents WHERE index_version > (SELECT value FROM meta WHERE key = 'index_version')"
     ),
@@ -138,12 +149,28 @@ class Reader:
         return problems
 
     def checksums(self) -> Iterator[tuple[str, int, bytes | None]]:
-        """Yield each document's id, the checksum of its vector, and the vector, None where there is none."""
+        """Yield each document's id, the checksum of its vector, and the vector, None where there is none.
+
+        In a damaged database they may be of other types.
+        """
         with storage_errors("read vectors"):
             yield from self._connection.execute(
                 "SELECT d.id, d.vector_crc, v.vector FROM documents d LEFT JOIN vectors v USING (vector_version)"
                 " WHERE d.vector_version IS NOT NULL"
             )
+
+    def term_problems(self) -> list[str]:
+        """Compare the terms of indexed fields with the metadata they are made from."""
+        if not self._terms:
+            return []
+        with storage_errors("check"):
+            stored: dict[int, set[object]] = {}
+            for field, value, document in self._connection.execute("SELECT field, value, document FROM terms"):
+                stored.setdefault(document, set()).add((field, value))
+            rows = self._connection.execute(f"SELECT {DOCUMENT}, d.key FROM documents d")
+            wrong = sum(stored.pop(row[9], set()) != self._terms.of(database.document(row)) for row in rows)
+        wrong += len(stored)
+        return [f"{wrong} documents have other indexed terms than their metadata"] if wrong else []
 
     def metadata_after(self, index_version: int) -> Iterator[tuple[int, str]]:
         """Yield label and metadata of every document that has changed after `index_version` and still is there."""
@@ -173,9 +200,16 @@ class Reader:
                 yield np.array([label for label, _ in rows], np.int64), self._matrix(vector for _, vector in rows)
 
     def blocks(self, labels: Labels) -> Iterator[tuple[Labels, Vector]]:
-        """Yield the vectors that are there under `labels` as `scan` does; those that aren't are left out."""
+        """Yield the current vectors among `labels` as `scan` does; of dead ones the store may still hold some."""
         for start in range(0, len(labels), _ROWS_AT_A_TIME):
-            found = self.vectors(labels[start : start + _ROWS_AT_A_TIME].tolist())
+            with storage_errors("read vectors"):
+                rows = database.chunked(
+                    self._connection,
+                    "SELECT v.vector_version, v.vector FROM documents d JOIN vectors v USING (vector_version)"
+                    " WHERE d.vector_version IN",
+                    labels[start : start + _ROWS_AT_A_TIME].tolist(),
+                )
+                found = dict(rows)
             yield np.fromiter(found, np.int64), self._matrix(found.values())
 
     def _matrix(self, blobs: Iterable[bytes]) -> Vector:

@@ -100,7 +100,8 @@ class Searcher:
         None where index and store weren't at the same version.
         """
         assert query.where is not None, "there is a filter"
-        allowed = self._allowed.get(query.where, reader, self._store.index_version)
+        with reader.snapshot() as index_version:
+            allowed = self._allowed.get(query.where, reader, index_version)
         k = _wanted(query)
         ef = query.ef or self._spec.ef_search
         if few(len(allowed), self._store.document_count, k, ef):

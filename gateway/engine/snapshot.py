@@ -8,6 +8,8 @@ A snapshot only saves work. Recovery compares its labels with the store's, whate
 from __future__ import annotations
 
 import os
+import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from gateway.errors import StorageUnavailable
 
 FORMAT = 1
 KEPT = 2
+_NAME = re.compile(r"graph-\d+\.json")
 
 log = structlog.get_logger(__name__)
 
@@ -100,7 +103,8 @@ def _fork_and_save(graph: Graph, path: Path) -> int:
 def _write_manifest(path: Path, manifest: Manifest) -> Path:
     temporary = path.with_suffix(".json.tmp")
     with temporary.open("wb") as file:
-        file.write(msgspec.json.format(msgspec.json.encode(manifest)))
+        sealed = _Sealed(manifest, zlib.crc32(msgspec.json.encode(manifest)))
+        file.write(msgspec.json.format(msgspec.json.encode(sealed)))
         file.flush()
         os.fsync(file.fileno())
     os.rename(temporary, path)
@@ -118,7 +122,14 @@ def sync_directory(path: Path) -> None:
 
 
 def _manifests(directory: Path) -> list[Path]:
-    return sorted(directory.glob("graph-*.json"), reverse=True)
+    return sorted((path for path in directory.glob("graph-*.json") if _NAME.fullmatch(path.name)), reverse=True)
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    """What a manifest's file holds: the manifest, and the CRC-32 of its JSON without white space."""
+
+    manifest: Manifest
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +146,8 @@ def load(directory: Path, spec: Spec, epoch: str, index_version: int, checksum: 
     Others are renamed aside.
     """
     for unfinished in directory.glob("graph-*.tmp"):
-        unfinished.unlink()
+        if unfinished.is_file():
+            unfinished.unlink()
     for path, found in inspect(directory, spec, epoch, index_version, checksum):
         if isinstance(found, Snapshot):
             return found
@@ -150,13 +162,20 @@ def inspect(
     """Yield each manifest, newest first, with the graph it describes, or with the reason not to load that."""
     for path in _manifests(directory):
         try:
-            manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+            manifest = _unseal(path.read_bytes())
             _verify(directory, manifest, spec, epoch, index_version, checksum)
             graph = Graph.load(spec, directory / manifest.file, manifest.count, manifest.dead)
         except (OSError, ValueError, RuntimeError) as error:
             yield path, str(error)
         else:
             yield path, Snapshot(manifest, graph)
+
+
+def _unseal(data: bytes) -> Manifest:
+    sealed = msgspec.json.decode(data, type=_Sealed)
+    if zlib.crc32(msgspec.json.encode(sealed.manifest)) != sealed.crc32:
+        raise ValueError("the manifest is not what was written")
+    return sealed.manifest
 
 
 def _verify(

@@ -61,9 +61,9 @@ class Store:
             self.epoch: str = database.meta(self._connection, "epoch")
             self.log_bytes = 0
             self._cut_log = False
-            self.index_version: int = database.meta(self._connection, "index_version")
-            self.version_floor: int = database.meta(self._connection, "version_floor")
-            self.purged_through: int = database.meta(self._connection, "purged_through")
+            self.index_version = self._count("index_version")
+            self.version_floor = self._count("version_floor")
+            self.purged_through = self._count("purged_through")
             self.document_count = self._number("SELECT count(*) FROM documents WHERE vector_version IS NOT NULL")
             self.garbage = self._number("SELECT count(*) FROM garbage")
             self._last_key = self._number("SELECT coalesce(max(key), 0) FROM documents")
@@ -80,6 +80,12 @@ class Store:
         with storage_errors("commit"), transaction(self._connection):
             # Another value each time: SQLite doesn't write what stays the same.
             self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'probes'")
+
+    def _count(self, key: str) -> int:
+        value = database.meta(self._connection, key)
+        if not isinstance(value, int):
+            raise StorageUnavailable(f"{self._path} is damaged: its {key} is {value!r}")
+        return value
 
     def _number(self, sql: str) -> int:
         number: int = self._connection.execute(sql).fetchone()[0]
@@ -128,8 +134,11 @@ class Store:
                 keys[document_id] = last_key
         with storage_errors("commit"):
             if self._cut_log:
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
                 self._cut_log = False
+                # Not waiting for readers: where one is in the way, another time will do.
+                self._connection.execute("PRAGMA busy_timeout=0")
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._connection.execute(f"PRAGMA busy_timeout={database.BUSY_TIMEOUT_MS}")
             with transaction(self._connection):
                 self._write_vectors(turnover)
                 self._write_documents(plan, keys)

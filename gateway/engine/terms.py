@@ -27,6 +27,9 @@ class Terms:
     def __init__(self, fields: Sequence[str]) -> None:
         self._paths = {tuple(field.split(".")): number for number, field in enumerate(fields)}
 
+    def __bool__(self) -> bool:
+        return bool(self._paths)
+
     def of(self, document: Document) -> frozenset[Term]:
         """Return the terms of a document; a tombstone has none."""
         if document.deleted:

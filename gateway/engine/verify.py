@@ -52,7 +52,9 @@ def collection(directory: Path) -> Iterator[Finding]:
 
 
 def _store(store: Store, reader: Reader) -> Iterator[Finding]:
-    problems = [*reader.integrity_problems(), *_vector_problems(store, reader)]
+    problems = reader.integrity_problems()
+    if not problems:
+        problems = [*reader.term_problems(), *_vector_problems(store, reader)]
     for problem in problems:
         yield Finding("store", problem, sound=False)
     if not problems:
@@ -69,8 +71,8 @@ def _vector_problems(store: Store, reader: Reader) -> Iterator[str]:
     for document_id, crc, vector in reader.checksums():
         if vector is None:
             yield f"document {document_id!r} has no vector"
-        elif len(vector) != size:
-            yield f"the vector of document {document_id!r} has {len(vector)} bytes, not {size}"
+        elif not isinstance(vector, bytes) or len(vector) != size:
+            yield f"the vector of document {document_id!r} has not {size} bytes"
         elif zlib.crc32(vector) != crc:
             yield f"the vector of document {document_id!r} is not what was written"
 

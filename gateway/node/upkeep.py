@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _QUIET_S = 0.5
 _RETRY_S = 1.0
 _PURGE_INTERVAL_S = 3600.0
+_NOTE_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ class Upkeep:
         self._moved = asyncio.Event()
         self._one_at_a_time = asyncio.Lock()
         self._stopping = False
+        self._worked_in_quiet = False
         self._rebuilding: asyncio.Task[None] | None = None
         self._checkpointing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -133,6 +135,7 @@ class Upkeep:
     async def _run(self) -> None:
         snapshot_due = self._loop.time() + self._timing.snapshot_interval_s
         purge_due = self._loop.time()
+        noted, note_due = self._collection.index_version, 0.0
         while not self._stopping:
             due = min(snapshot_due, purge_due)
             try:
@@ -147,6 +150,9 @@ class Upkeep:
             if self._loop.time() >= purge_due:
                 purge_due = self._loop.time() + _PURGE_INTERVAL_S
                 await self._guarded(self._purge())
+            if self._loop.time() >= note_due and noted != self._collection.index_version:
+                noted, note_due = self._collection.index_version, self._loop.time() + _NOTE_INTERVAL_S
+                await self._guarded(self._in_thread(self._collection.note_lineage))
             await self._guarded(self._work())
         for task in (self._rebuilding, self._checkpointing):
             if task is not None:
@@ -173,8 +179,10 @@ class Upkeep:
         """The time at which what waits for the writes to pause can be done; infinity where nothing does."""
         collection = self._collection
         waits = self._surplus(0) or collection.needs_tidying(quiet=True) or collection.needs_rebuild
-        left_s = _QUIET_S - collection.idle_s
-        return self._loop.time() + left_s if waits and left_s > 0 else float("inf")
+        if not waits or self._worked_in_quiet:
+            return float("inf")
+        # Timers may fire a little early: not at once, lest this goes round and round until the moment has come.
+        return self._loop.time() + max(0.002, _QUIET_S - collection.idle_s)
 
     @property
     def _quiet(self) -> bool:
@@ -191,6 +199,7 @@ class Upkeep:
         """Do a little of what is to be done."""
         if self._stopping:
             return
+        self._worked_in_quiet = self._quiet
         if self._collection.needs_checkpoint and self._checkpointing is None:
             # It waits for the disk for long; the mover needn't.
             self._checkpointing = asyncio.create_task(self._guarded(self._in_thread(self._collection.checkpoint)))

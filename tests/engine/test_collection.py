@@ -18,9 +18,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from gateway.engine.allowed import AllowedCache
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.merge import patched
+from gateway.engine.reader import Reader
 from gateway.engine.search import Query
 from gateway.engine.types import Done, Patch, Put, Remove, Span, Status, Vector
 from gateway.errors import Conflict, NotFound, StorageUnavailable
@@ -606,4 +608,52 @@ def test_filtered_searches_beside_writers_are_of_one_version(tmp_path: Path) -> 
     stop.set()
     writer.join()
     assert not failed, failed[:3]
+    collection.close()
+
+
+def test_filtered_searches_pass_over_vectors_that_wait_for_deletion(tmp_path: Path) -> None:
+    """A large write leaves the vectors it replaces in the store for a while, and their labels in what a filter allows."""
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 1, metadata={"a": 1}) for i in range(200)))
+    query = Query(vectors(vector(5, 0, 0, 1)), 150, Filter({"a": 1}))
+    assert len(collection.search(query).results[0]) == 150
+    commit(collection, *(put(f"d{i}", i, 0, 0, 2) for i in range(100)))
+    commit(collection, *(Remove(f"d{i}") for i in range(100, 180)))
+    for one in (query, replace(query, exact=True)):
+        hits = collection.search(one).results[0]
+        assert len(hits) == 120
+        assert all(hit.document.version == (2 if int(hit.document.id[1:]) < 100 else 1) for hit in hits)
+    collection.close()
+
+
+@pytest.mark.parametrize(("offset", "scale"), [(1000, 0.01), (1000, 0.1), (100, 0.01), (0, 1)])
+def test_the_hot_buffer_is_exact_far_from_the_origin(tmp_path: Path, offset: float, scale: float) -> None:
+    """Products cancel where vectors are long and near each other; distances don't."""
+    collection = make(tmp_path / "things", replace(SPEC, dimension=8))
+    data = (offset + scale * np.random.default_rng(1).standard_normal((1000, 8))).astype(np.float32)
+    commit(collection, *(Put(f"d{i}", row) for i, row in enumerate(data)))
+    for i in range(0, 1000, 50):
+        distances = np.square(data.astype(np.float64) - data[i]).sum(axis=1)
+        answer = collection.search(Query(data[i : i + 1], 10)).results[0]
+        assert answer[0].document.id == f"d{i}"
+        assert {hit.document.id for hit in answer} == {f"d{n}" for n in np.argsort(distances)[:10]}
+    collection.close()
+
+
+def test_what_filters_allow_is_bounded_in_number_and_age(tmp_path: Path) -> None:
+    cache = AllowedCache()
+    collection = make(tmp_path / "things")
+    commit(collection, *(put(f"d{i}", i, 0, 0, 1, metadata={"a": 1}) for i in range(100)))
+    where = Filter({"a": 1})
+    reader = Reader(tmp_path / "things" / "store.db", collection.spec)
+    for turn in range(80):
+        commit(collection, *(put(f"d{i}", i, turn, 0, 2) for i in range(100)))
+        with reader.snapshot() as index_version:
+            allowed = cache.get(where, reader, index_version)
+        assert len(allowed) < 2 * 100 + 5000
+    for i in range(4000):
+        with reader.snapshot() as index_version:
+            cache.get(Filter({"a": "x" * 20_000 + str(i)}), reader, index_version)
+    assert cache.size_bytes <= 32 << 20
+    reader.close()
     collection.close()

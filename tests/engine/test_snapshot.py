@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,21 @@ def test_a_damaged_file_is_set_aside_and_the_one_before_taken(tmp_path: Path, gr
 )
 def test_a_snapshot_of_something_else_is_not_believed(tmp_path: Path, graph: Graph, field: str, value: object) -> None:
     path = write(tmp_path, graph)
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    sealed = json.loads(path.read_text())
+    changed = {**sealed["manifest"], field: value}
+    crc32 = zlib.crc32(json.dumps(changed, separators=(",", ":")).encode())
+    path.write_text(json.dumps({"manifest": changed, "crc32": crc32}))
     assert snapshot.load(tmp_path, SPEC, EPOCH, 1000) is None
     assert path.with_name(f"{path.name}.bad").exists()
+
+
+def test_a_manifest_that_was_altered_is_not_believed(tmp_path: Path, graph: Graph) -> None:
+    path = write(tmp_path, graph)
+    sealed = json.loads(path.read_text())
+    sealed["manifest"]["first_hot"] += 1
+    path.write_text(json.dumps(sealed))
+    ((_, reason),) = snapshot.inspect(tmp_path, SPEC, EPOCH, 1000)
+    assert reason == "the manifest is not what was written"
 
 
 def test_no_snapshot_is_no_fault(tmp_path: Path) -> None:
