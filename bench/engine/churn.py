@@ -19,6 +19,8 @@ from gateway.engine.types import Spec
 K, EF = 10, 64
 QUERIES = 400
 ROUNDS = 5
+COMPARED = (0, 1, ROUNDS)
+"""After so many rounds a fresh graph is searched by turns with the other."""
 RIVAL_ROUNDS = 1
 """The rivals' updates take minutes a round."""
 DEAD_SHARES = (0.0, 0.1, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -68,17 +70,11 @@ class Schedule:
 
 
 async def run(folder: Path, count: int, seed: int) -> list[Point]:
-    """Measure hotindex and its rivals, and a fresh graph of the state after each round."""
+    """Measure hotindex beside fresh graphs of the same states, and its rivals."""
     schedule = Schedule(count, seed)
     points = await _hotindex(folder / "churn", schedule)
     for kind in rivals.RIVALS:
         points += _rival(kind(schedule.start), schedule)
-    points.append(_fresh(schedule.start, schedule.queries, 0.0))
-    points += [
-        _fresh(state, schedule.queries, number)
-        for number, (_, _, state) in enumerate(schedule.rounds(ROUNDS), 1)
-        if number in (1, ROUNDS)
-    ]
     return points
 
 
@@ -123,20 +119,33 @@ async def _hotindex(folder: Path, schedule: Schedule) -> list[Point]:
         await subject.write(hosted, subject.puts(range(count), schedule.start))
         await subject.settled(hosted)
 
-        def measure(churn: float, state: Matrix, rate: float | None = None) -> Point:
+        def measure(churn: float, state: Matrix, rate: float | None = None) -> list[Point]:
+            """Search by turns with a fresh graph of the same state, where the two are compared."""
             found, times_s = subject.search(hosted.collection, schedule.queries)
-            index_s = subject.search_index(hosted.collection, schedule.queries, K, EF)
             expected = nearest(state, schedule.queries, K)
-            return Point(
-                "hotindex", churn, recall(found, expected), Percentiles.of(times_s), Percentiles.of(index_s), rate
-            )
+            fresh = rivals.Fresh(state) if churn in COMPARED else None
+            index_s: list[float] = []
+            fresh_s: list[float] = []
+            fresh_found: list[list[int]] = []
+            for row in schedule.queries:
+                index_s += subject.search_index(hosted.collection, row[np.newaxis], K, EF)
+                if fresh:
+                    labels, seconds = rivals.timed(fresh, row[np.newaxis], K, EF)
+                    fresh_found += labels
+                    fresh_s += seconds
+            whole, index = Percentiles.of(times_s), Percentiles.of(index_s)
+            measured = [Point("hotindex", churn, recall(found, expected), whole, index, rate)]
+            if fresh:
+                bare = Percentiles.of(fresh_s)
+                measured.append(Point(fresh.name, churn, recall(fresh_found, expected), bare, bare))
+            return measured
 
-        points = [measure(0.0, schedule.start)]
+        points = measure(0.0, schedule.start)
         for number, (order, rows, state) in enumerate(schedule.rounds(ROUNDS), 1):
             started = time.perf_counter()
             await subject.write(hosted, subject.puts(order, rows))
             await subject.settled(hosted)
-            points.append(measure(number, state, count / (time.perf_counter() - started)))
+            points += measure(number, state, count / (time.perf_counter() - started))
         return points
 
 
@@ -151,11 +160,6 @@ def _rival(rival: rivals.Rival, schedule: Schedule) -> list[Point]:
         found, times_s = rivals.timed(rival, schedule.queries, K, EF)
         points.append(_point(rival.name, number, found, times_s, state, schedule.queries, rate))
     return points
-
-
-def _fresh(state: Matrix, queries: Matrix, churn: float) -> Point:
-    found, times_s = rivals.timed(rivals.Fresh(state), queries, K, EF)
-    return _point(rivals.Fresh.name, churn, found, times_s, state, queries)
 
 
 def _point(

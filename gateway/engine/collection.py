@@ -345,8 +345,12 @@ class Collection:
         return partial(self._finish_rebuild, fresh)
 
     def _finish_rebuild(self, fresh: Rebuild) -> None:
-        with self._readers.lend() as reader:
-            fresh.finish(reader)
+        try:
+            with self._readers.lend() as reader:
+                fresh.finish(reader)
+        except BaseException:
+            self._index.forget_deaths()
+            raise
 
     def write_snapshot(self) -> int:
         """Write a snapshot of the graph; return the index_version of the collection it was taken at."""

@@ -35,7 +35,7 @@ class Bounds:
 
     queued_documents: int = 16_384
     queued_bytes: int = 64 << 20
-    commit_documents: int = 1024
+    commit_documents: int = 2048
     commit_bytes: int = 4 << 20
 
 

@@ -51,7 +51,7 @@ class _Pace:
     hurry: bool = False
 
 
-_GENTLE = _Pace(8, 0.004)
+_GENTLE = _Pace(6, 0.003)
 _BRISK = _Pace(16, 0.001)
 _HURRY = _Pace(512, 0.0, hurry=True)
 

@@ -17,6 +17,7 @@ def test_a_small_run_has_every_section(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(churn, "ROUNDS", 2)
+    monkeypatch.setattr(churn, "COMPARED", (0, 1, 2))
     monkeypatch.setattr(churn, "QUERIES", 20)
     monkeypatch.setattr(load, "REPEATS", 1)
     monkeypatch.setattr(steady, "SECONDS", 0.3)
