@@ -112,13 +112,13 @@ async def _bind(server: WebSocketServer | HttpServer, host: str, port: int) -> i
 def serve(settings: Settings, checksum: Checksum) -> None:
     """Run the gateway until SIGTERM or SIGINT; `checksum` gives those of snapshots. Raises StartupError."""
     logs.configure(settings.log_level, settings.log_format)
-    _tune_interpreter()
+    tune_interpreter()
     _allow_many_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(settings, checksum))
 
 
-def _tune_interpreter() -> None:
+def tune_interpreter() -> None:
     """Trade a little throughput for latency.
 
     A thread that comes back from a commit or a search asks for the GIL after 1 ms instead of 5. What was made at start is

@@ -14,7 +14,7 @@ from statistics import median
 
 import uvloop
 
-from bench.engine import churn, filters, load, plots, restart, steady
+from bench.engine import churn, filters, load, plots, restart, steady, subject
 from bench.harness import Report, Target
 
 COUNT = 30_000
@@ -31,7 +31,7 @@ def run(seed: int, scale: float) -> Report:
         seed,
         ("what", "hotindex", "beside it", ""),
     )
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, subject.interpreter_as_served():
         collections = Path(folder) / "data" / "collections"
         collections.mkdir(parents=True)
         _churn(report, uvloop.run(churn.run(Path(folder), count, seed)), draw=scale == 1)

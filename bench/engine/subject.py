@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from bench.engine.data import Matrix
+from gateway.app import tune_interpreter
 from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
@@ -28,6 +31,19 @@ NEVER = 1e9
 
 def _now_us() -> int:
     return time.time_ns() // 1000
+
+
+@contextmanager
+def interpreter_as_served() -> Iterator[None]:
+    """Run with the interpreter set as a gateway sets it."""
+    interval, thresholds = sys.getswitchinterval(), gc.get_threshold()
+    tune_interpreter()
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 @asynccontextmanager
