@@ -114,7 +114,7 @@ class _Writer:
         """Write while `work` runs; return the rate reached, and what `work` returned."""
         stop = asyncio.Event()
         writing = asyncio.create_task(self._write(stop))
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(1.0)  # the hot buffer fills to where the mover works steadily
         result = await work()
         stop.set()
         return await writing, result
@@ -177,7 +177,7 @@ async def _stalls(hosted: Hosted, writer: _Writer, raw: rivals.Fresh, folder: Pa
     await writer.beside(save)
     raw_lags: list[float] = []
     probing = asyncio.create_task(_probe(raw_lags))
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)  # some lags before, so that the stall stands out
     await asyncio.to_thread(raw.save, folder / "raw.hnsw")
     await asyncio.sleep(0.05)
     probing.cancel()

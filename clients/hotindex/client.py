@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 
 from hotindex import wire
 from hotindex.backoff import Backoff
-from hotindex.errors import ConnectionLost, HotindexError, RequestTimeout, from_message
+from hotindex.errors import ConnectionLost, HotindexError, RequestTimeout, ServerError, from_message
 from hotindex.subscription import Subscription
 from hotindex.types import Ack, Document, Include, Metadata, Results, StoredDocument, VectorLike
 
@@ -68,6 +68,7 @@ class Client:
         self._pending: dict[int, _Pending] = {}
         self._rooms: set[str] = set()
         self._subscriptions: dict[str, Subscription] = {}
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._end: HotindexError | None = None
@@ -181,19 +182,9 @@ class Client:
 
         `ef` widens the search of the graph (fewer misses, more time); `exact` compares with every document.
         """
-        command = {
-            "action": "search",
-            "collection": collection,
-            "vector": None if vector is None else wire.vector_bytes(vector),
-            "text": text,
-            "id": id,
-            "k": k,
-            "filter": filter,
-            "include": list(include) or None,
-            "min_index_version": min_index_version,
-            "exact": exact or None,
-            "ef": ef,
-        }
+        wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}
+        how = wire.search_options(k, filter, include, min_index_version, exact, ef)
+        command = {"action": "search", "collection": collection, **wanted, **how}
         return wire.results(await self._request(command, again=True))
 
     async def search_many(
@@ -209,17 +200,9 @@ class Client:
         ef: int | None = None,
     ) -> list[Results]:
         """Return for each of up to 64 vectors the k documents nearest to it, all as of one index_version."""
-        command = {
-            "action": "search",
-            "collection": collection,
-            "vectors": [wire.vector_bytes(vector) for vector in vectors],
-            "k": k,
-            "filter": filter,
-            "include": list(include) or None,
-            "min_index_version": min_index_version,
-            "exact": exact or None,
-            "ef": ef,
-        }
+        wanted = [wire.vector_bytes(vector) for vector in vectors]
+        how = wire.search_options(k, filter, include, min_index_version, exact, ef)
+        command = {"action": "search", "collection": collection, "vectors": wanted, **how}
         return wire.result_lists(await self._request(command, again=True))
 
     async def ping(self) -> None:
@@ -242,6 +225,9 @@ class Client:
         return Subscription(self, collection, since, epoch, dict(filter) if filter else None, include)
 
     async def enter(self, subscription: Subscription) -> None:
+        if leaving := self._leaving.get(subscription.collection):
+            # It must not come after the new subscription's command, and end that.
+            await asyncio.wait([leaving])
         if subscription.collection in self._rooms:
             raise HotindexError(
                 "already_subscribed",
@@ -257,10 +243,13 @@ class Client:
 
         try:
             await self._request(subscription.command(), again=True, at_once=began)
-        except BaseException:
-            # The gateway may have begun, if its answer came too late.
+        except BaseException as error:
             self._forget(subscription)
-            self.unsubscribe(subscription)
+            if not isinstance(error, ServerError):
+                # The gateway may have begun, and its answer came too late.
+                leaving = self._spawn(self._send_unsubscribe(subscription))
+                self._leaving[subscription.collection] = leaving
+                leaving.add_done_callback(lambda _: self._leaving.pop(subscription.collection, None))
             raise
 
     async def leave(self, subscription: Subscription) -> None:
@@ -434,7 +423,8 @@ class Client:
         for subscription in self._subscriptions.values():
             subscription.fail(error)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task

@@ -61,6 +61,25 @@ def document(value: Document) -> dict[str, Any]:
     return {key: item for key, item in fields.items() if item is not None}
 
 
+def search_options(
+    k: int,
+    where: Mapping[str, Any] | None,
+    include: Iterable[str],
+    min_index_version: int | None,
+    exact: bool,
+    ef: int | None,
+) -> dict[str, Any]:
+    """Return the fields of a search that say how, whatever is searched for."""
+    return {
+        "k": k,
+        "filter": where,
+        "include": list(include) or None,
+        "min_index_version": min_index_version,
+        "exact": exact or None,
+        "ef": ef,
+    }
+
+
 def ack(message: Mapping[str, Any]) -> Ack:
     results = tuple(WriteResult(item["id"], item["version"], item["status"]) for item in message["results"])
     return Ack(message["collection"], message["index_version"], results)

@@ -87,9 +87,3 @@ def best(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
         top = np.arange(len(scores))
     order: npt.NDArray[np.int64] = top[np.argsort(-scores[top], kind="stable")]
     return order
-
-
-def to_json(blob: bytes) -> list[float]:
-    """Return the numbers of a stored vector."""
-    numbers: list[float] = np.frombuffer(blob, np.float32).tolist()
-    return numbers

@@ -328,7 +328,9 @@ async def test_a_subscription_given_up_leaves_nothing_behind(client: Client) -> 
     begun.cancel()
     with pytest.raises(asyncio.CancelledError):
         await begun
+    # At once: what takes back the one given up must not end the next.
     async with client.subscribe("m") as updates:
+        await client.ping()
         await client.upsert("m", id="b", vector=[0.0, 1.0])
         update = await anext(updates)
         assert isinstance(update, Update)
