@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,10 +19,12 @@ from gateway.engine.search import Query
 from gateway.engine.types import Put, Spec
 from gateway.node.hosted import Hosted
 
+_T = TypeVar("_T")
 K, EF = 10, 64
 QUERIES = 400
 RATE = 500.0
-SECONDS = 12.0
+WINDOWS = 5
+WINDOW_S = 4.0
 PROBE_S = 0.001
 
 
@@ -34,7 +37,8 @@ class Searches:
     raw: Percentiles
     recall: float
     raw_recall: float
-    writing: Percentiles
+    writing: list[Percentiles]
+    """Of one window after the other."""
     written_per_s: float
     never_found: int
     probed: int
@@ -44,7 +48,8 @@ class Searches:
 class Stalls:
     """Of the event loop, in milliseconds, while a snapshot is saved under writes, and while `save_index` runs on it."""
 
-    p999: float
+    p999: list[float]
+    """Of one snapshot after the other."""
     longest: float
     raw_longest: float
     snapshot_s: float
@@ -110,7 +115,7 @@ class _Writer:
         self.probed = 0
         self.missed = 0
 
-    async def beside(self, work: Callable[[], Awaitable[Percentiles]]) -> tuple[float, Percentiles]:
+    async def beside(self, work: Callable[[], Awaitable[_T]]) -> tuple[float, _T]:
         """Write while `work` runs; return the rate reached, and what `work` returned."""
         stop = asyncio.Event()
         writing = asyncio.create_task(self._write(stop))
@@ -148,31 +153,31 @@ class _Writer:
         return found is None or found[1] != row.tobytes()
 
 
-async def _searches(collection: Collection, queries: Matrix) -> Percentiles:
-    """Search without pause, in a thread, for some seconds."""
+async def _searches(collection: Collection, queries: Matrix) -> list[Percentiles]:
+    """Search without pause, in a thread, a window of some seconds after the other."""
 
-    def search() -> list[float]:
+    def search() -> Percentiles:
         times_s: list[float] = []
-        end = time.perf_counter() + SECONDS
+        end = time.perf_counter() + WINDOW_S
         while time.perf_counter() < end:
             times_s += subject.search(collection, queries[:50])[1]
-        return times_s
+        return Percentiles.of(times_s)
 
-    return Percentiles.of(await asyncio.to_thread(search))
+    return [await asyncio.to_thread(search) for _ in range(WINDOWS)]
 
 
 async def _stalls(hosted: Hosted, writer: _Writer, raw: rivals.Fresh, folder: Path) -> Stalls:
-    lags_s: list[float] = []
+    lags_s: list[list[float]] = []
     saved_s: list[float] = []
 
-    async def save() -> Percentiles:
-        probing = asyncio.create_task(_probe(lags_s))
-        for _ in range(3):
+    async def save() -> None:
+        for _ in range(WINDOWS):
+            lags_s.append([])
+            probing = asyncio.create_task(_probe(lags_s[-1]))
             started = time.perf_counter()
             await hosted.upkeep.snapshot()
             saved_s.append(time.perf_counter() - started)
-        probing.cancel()
-        return Percentiles.of(lags_s)
+            probing.cancel()
 
     await writer.beside(save)
     raw_lags: list[float] = []
@@ -181,8 +186,8 @@ async def _stalls(hosted: Hosted, writer: _Writer, raw: rivals.Fresh, folder: Pa
     await asyncio.to_thread(raw.save, folder / "raw.hnsw")
     await asyncio.sleep(0.05)
     probing.cancel()
-    p999 = float(np.percentile(np.array(lags_s) * 1e3, 99.9))
-    return Stalls(p999, max(lags_s) * 1e3, max(raw_lags) * 1e3, max(saved_s))
+    p999 = [float(np.percentile(np.array(lags) * 1e3, 99.9)) for lags in lags_s]
+    return Stalls(p999, max(map(max, lags_s)) * 1e3, max(raw_lags) * 1e3, max(saved_s))
 
 
 async def _probe(lags_s: list[float]) -> None:

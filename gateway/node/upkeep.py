@@ -51,9 +51,9 @@ class _Pace:
     hurry: bool = False
 
 
-_GENTLE = _Pace(6, 0.003)
+_GENTLE = _Pace(2, 0.001)
 _BRISK = _Pace(16, 0.001)
-_HURRY = _Pace(512, 0.0, hurry=True)
+_HURRY = _Pace(1024, 0.0, hurry=True)
 
 
 @dataclass(frozen=True, slots=True)
