@@ -28,6 +28,7 @@ from gateway.node.node import Node, Options
 from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks
 from gateway.protocol.session import Limits
+from gateway.push.room import RoomLimits
 from gateway.server.http import HttpServer
 from gateway.server.websocket import WebSocketServer
 from gateway.settings import Settings
@@ -61,12 +62,15 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
     metrics = Metrics()
     embedder = LocalEmbedder()
     limits = Limits(
-        message_bytes=settings.max_message_bytes, in_flight=settings.max_in_flight, rooms=settings.max_rooms
+        message_bytes=settings.max_message_bytes,
+        in_flight=settings.max_in_flight,
+        rooms=settings.max_rooms,
+        commands_per_s=settings.max_commands_per_s,
     )
     with locked(settings.data_dir) as directory:
         node = Node(directory, {embedder.name: embedder}, _options(settings, embedder.name), metrics, now_us, checksum)
-        websockets = WebSocketServer(node, metrics, limits, settings.ping_interval_s, now_us)
-        http = HttpServer(node, metrics, settings.max_message_bytes)
+        websockets = WebSocketServer(node, metrics, limits, settings.max_connections, settings.ping_interval_s, now_us)
+        http = HttpServer(node, metrics, settings.max_message_bytes, settings.max_connections, settings.ping_interval_s)
         try:
             await node.start()
             ws_port = await _bind(websockets, settings.host, settings.ws_port)
@@ -93,6 +97,7 @@ def _options(settings: Settings, default_model: str) -> Options:
         cores=os.cpu_count() or 1,
         hot=HotLimits(settings.hot_target, settings.hot_limit),
         bounds=Bounds(settings.queue_documents, settings.queue_bytes),
+        room=RoomLimits(settings.room_log_bytes, settings.max_lag_s),
     )
 
 

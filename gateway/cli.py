@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -50,6 +51,9 @@ def serve(**flags: Any) -> None:
     """Run a gateway until SIGTERM or SIGINT."""
     # What is imported now stays: collecting garbage meanwhile finds none. It is on again when the gateway runs.
     gc.disable()
+    # A product with the hot buffer is too small to be shared between cores: where they are busy, one part waits for
+    # the other.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from gateway import settings
     from gateway.engine.checksums import Ahead, newest_graphs
     from gateway.errors import StartupError

@@ -41,7 +41,15 @@ class Settings(BaseSettings):
     read_wait_s: float = Field(5.0, ge=0, description="Seconds a search waits for its min_index_version")
     max_message_bytes: int = Field(16 << 20, ge=1024, description="Bytes of the largest message or HTTP body")
     max_in_flight: int = Field(256, ge=1, description="Commands a connection may have under way")
+    max_connections: int = Field(65_536, ge=1, description="WebSocket connections, and as many event streams over HTTP")
+    max_commands_per_s: float = Field(
+        0.0, ge=0, description="Commands a second a connection may send, on average; 0 is no limit"
+    )
     max_rooms: int = Field(128, ge=1, description="Subscriptions per connection")
+    room_log_bytes: int = Field(8 << 20, ge=0, description="Bytes of latest events a room keeps, per collection")
+    max_lag_s: float = Field(
+        60.0, gt=0, description="Seconds a subscriber may take for what it has missed, before it is closed as too slow"
+    )
     hot_target: int = Field(1024, ge=0, description="Rows the hot buffer keeps, per collection")
     hot_limit: int = Field(32_768, ge=1, description="Rows in the hot buffer at which writes wait")
     queue_documents: int = Field(16_384, ge=1, description="Documents queued for commit, per collection")

@@ -49,6 +49,7 @@ from gateway.engine.types import (
 from gateway.errors import StorageUnavailable
 
 log = structlog.get_logger(__name__)
+PAGE_BYTES = 4 << 20
 HOT_AT_START = 4096
 """With more vectors missing from the graph at start, they are inserted before serving, by all cores."""
 DEAD_SHARE = 0.25
@@ -275,10 +276,10 @@ class Collection:
         """Return labels and scores of the k nearest to a vector[d], without their documents."""
         return self._searcher.nearest(vector, k, ef)
 
-    def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
-        """Return a page of the net change in `span`."""
+    def changes(self, span: Span, limit: int, limit_bytes: int = PAGE_BYTES, *, with_vectors: bool = False) -> Page:
+        """Return a page of the net change in `span`: at most `limit` documents, of about `limit_bytes`."""
         with self._readers.lend() as reader:
-            return reader.changes(span, limit, with_vectors=with_vectors)
+            return reader.changes(span, limit, limit_bytes, with_vectors=with_vectors)
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         """Tell whether the net change after `since` of `epoch` (None: this one) can be given in full."""

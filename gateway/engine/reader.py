@@ -39,7 +39,6 @@ _CONTRADICTIONS = {
     ),
 }
 _ANSWER_BYTES = 64 << 20
-_PAGE_BYTES = 4 << 20
 
 
 class Reader:
@@ -218,8 +217,8 @@ class Reader:
             raise StorageUnavailable(f"the database is damaged: a vector has not {self._dimension} numbers")
         return rows.view(np.float32).reshape(-1, self._dimension)
 
-    def changes(self, span: Span, limit: int, *, with_vectors: bool = False) -> Page:
-        """Return the latest state of what changed in `span`, `limit` documents or some megabytes at most.
+    def changes(self, span: Span, limit: int, limit_bytes: int, *, with_vectors: bool = False) -> Page:
+        """Return the latest state of what changed in `span`: at most `limit` documents, of about `limit_bytes`.
 
         A document that has changed again after the span is left out: it comes with a later one.
         """
@@ -234,7 +233,7 @@ class Reader:
             changes: list[Change] = []
             size_bytes, more = 0, False
             for row in rows:
-                more = len(changes) == limit or size_bytes > _PAGE_BYTES
+                more = len(changes) == limit or size_bytes > limit_bytes
                 if more:
                     break
                 change = _net_change(database.document(row), span.origin, row[9])

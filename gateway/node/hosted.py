@@ -20,7 +20,7 @@ from gateway.errors import Overloaded, StorageUnavailable
 from gateway.ingest.commit import Bounds, Committer
 from gateway.metrics import CollectionState, Metrics
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
-from gateway.push.room import Room
+from gateway.push.room import Room, RoomLimits
 
 _T = TypeVar("_T")
 _NICE = 10
@@ -66,6 +66,7 @@ class Hosted:
         bounds: Bounds,
         hot: HotLimits,
         timing: Timing,
+        room: RoomLimits = RoomLimits(),
     ) -> None:
         self.collection = collection
         self.embedder = embedder
@@ -75,7 +76,7 @@ class Hosted:
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
         self._left = 0
         self._tickets = itertools.count()
-        self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes)
+        self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes, room)
         self.upkeep = Upkeep(
             collection,
             UpkeepThreads(threads.upkeep, threads.rebuild),
@@ -149,9 +150,9 @@ class Hosted:
         """Run a read of the engine in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads.read, work)
 
-    async def read_changes(self, span: Span, limit: int, with_vectors: bool) -> Page:
-        """Return a page of the net change in `span`."""
-        return await self.read(partial(self.collection.changes, span, limit, with_vectors=with_vectors))
+    async def read_changes(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
+        """Return a page of the net change in `span`: at most `limit` documents, of about `limit_bytes`."""
+        return await self.read(partial(self.collection.changes, span, limit, limit_bytes, with_vectors=with_vectors))
 
     def state(self) -> CollectionState:
         live, dead = self.collection.graph_size

@@ -12,7 +12,7 @@ import structlog
 from gateway.embed.embedder import Embedder
 from gateway.embed.text import build_text
 from gateway.engine.checksums import Checksum, checksum
-from gateway.engine.collection import Collection
+from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
 from gateway.engine.types import Answer, Document, Done, Metric, Page, Put, Span, Spec, Write
 from gateway.errors import (
@@ -33,7 +33,7 @@ from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import Codec
 from gateway.push.events import Variant
-from gateway.push.room import Sink, Subscriber
+from gateway.push.room import RoomLimits, Sink, Subscriber
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +51,7 @@ class Options:
     cores: int
     hot: HotLimits
     bounds: Bounds
+    room: RoomLimits
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +73,24 @@ class Ticket:
 class Membership:
     """A subscription as it began."""
 
-    collection: str
-    epoch: str
+    variant: Variant
     index_version: int
     recovered: bool
+    epoch: str
     join: Callable[[], Subscriber]
     """Lets the pushes begin; to be called once, right after the reply was written."""
+
+    @property
+    def collection(self) -> str:
+        return self.variant.collection
+
+    def reply(self) -> messages.Subscribed:
+        return messages.Subscribed(
+            collection=self.collection,
+            index_version=self.index_version,
+            epoch=self.epoch,
+            recovered=self.recovered,
+        )
 
 
 class Node:
@@ -201,6 +214,7 @@ class Node:
             self._options.bounds,
             self._options.hot,
             self._options.timing,
+            self._options.room,
         )
         hosted.start()
         self._hosted[hosted.name] = hosted
@@ -265,14 +279,14 @@ class Node:
         hosted = self.hosted(name)
         if not hosted.collection.reaches(since, epoch):
             return hosted, None
-        return hosted, await hosted.read_changes(Span(since, since, hosted.room.head), limit, with_vectors)
+        return hosted, await hosted.read_changes(Span(since, since, hosted.room.head), limit, PAGE_BYTES, with_vectors)
 
     async def snapshot(self, name: str) -> int:
         """Write a snapshot now; return the index_version it was taken at."""
         return await self.hosted(name).upkeep.snapshot()
 
-    def subscribe(self, command: messages.Subscribe, codec: Codec, sink: Sink) -> Membership:
-        """Check a subscription, and prepare it to begin at this moment."""
+    def subscribe(self, command: messages.Subscribe, codec: Codec, sink: Sink, *, sse: bool = False) -> Membership:
+        """Check a subscription, and prepare it to begin at this moment. `sse` has it written as Server-Sent Events."""
         hosted = self.hosted(command.collection)
         if command.since is not None:
             checks.between(command.since, 0, 2**63 - 1, "since")
@@ -284,6 +298,7 @@ class Node:
             content="content" in command.include,
             vector="vector" in command.include,
             batch=command.batch,
+            sse=sse,
         )
         collection = hosted.collection
         recovered = command.since is not None and (
@@ -291,7 +306,7 @@ class Node:
         )
         since = command.since if recovered else None
         join = partial(hosted.room.join, variant, sink, since)
-        return Membership(hosted.name, collection.epoch, hosted.room.head, recovered, join)
+        return Membership(variant, hosted.room.head, recovered, collection.epoch, join)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
         if name in self._hosted:

@@ -51,8 +51,9 @@ class _Pace:
     hurry: bool = False
 
 
-_GENTLE = _Pace(2, 0.001)
-_BRISK = _Pace(16, 0.001)
+_LEAST, _MOST = 3, 16
+_PAUSE_S = 0.002
+_BRISK = _Pace(_MOST, _PAUSE_S)
 _HURRY = _Pace(1024, 0.0, hurry=True)
 
 
@@ -230,7 +231,8 @@ class Upkeep:
             return _HURRY if self._collection.unsearched else _BRISK
         if rows > max(8 * self._target, self._limit // 4, target):
             return _HURRY
-        return _BRISK if rows > 4 * self._target else _GENTLE
+        # The mover finds its balance where it takes just as many rows at a time as keep up with the writes.
+        return _Pace(max(_LEAST, min(_MOST, _LEAST * rows // max(1, self._target))), _PAUSE_S)
 
     def _rebuild_if_needed(self) -> None:
         collection = self._collection

@@ -1,4 +1,4 @@
-"""WebSocket frames for what is sent to many: built once, written to every socket as they are."""
+"""What is sent to many is framed once, and written to every socket as it is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ _TEXT, _BINARY, _PING = 0x81, 0x82, 0x89
 _BYTE_LIMIT, _SHORT_LIMIT = 126, 1 << 16
 
 PING = bytes((_PING, 0))
+SSE_PING = b": ping\n\n"
+"""A comment, which clients of Server-Sent Events pass over."""
 
 
 def frame(payload: bytes, *, binary: bool) -> bytes:
@@ -19,3 +21,10 @@ def frame(payload: bytes, *, binary: bool) -> bytes:
     if size < _SHORT_LIMIT:
         return struct.pack("!BBH", first, 126, size) + payload
     return struct.pack("!BBQ", first, 127, size) + payload
+
+
+def server_sent_event(payload: bytes, position: int | None) -> bytes:
+    """Return JSON as one Server-Sent Event (HTML, section 9.2); `position` is what a client resumes from after it."""
+    if position is None:
+        return b"data: %b\n\n" % payload
+    return b"id: %d\ndata: %b\n\n" % (position, payload)

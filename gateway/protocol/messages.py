@@ -6,6 +6,7 @@ the contract's. `collection` left out means the gateway's default collection.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -221,8 +222,8 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 class IndexUpdate(Message, frozen=True, kw_only=True, tag="index_update"):
     collection: str
-    event: Event | None = None
-    events: tuple[Event, ...] | None = None
+    event: Event | msgspec.Raw | None = None
+    events: Sequence[Event | msgspec.Raw] | None = None
 
 
 class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):

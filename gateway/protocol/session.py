@@ -32,6 +32,8 @@ class Limits:
     in_flight: int = 256
     in_flight_bytes: int = 32 << 20
     rooms: int = 128
+    commands_per_s: float = 0.0
+    """On average; a second's worth may come at once. 0 is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,26 @@ class State(Enum):
     CLOSED = auto()
 
 
+class _TokenBucket:
+    """Fills by `per_s` tokens a second, up to a second's worth, and at least one."""
+
+    def __init__(self, per_s: float, now: Callable[[], int]) -> None:
+        self._per_s = per_s
+        self._now = now
+        self._tokens = self._most = max(1.0, per_s)
+        self._at = now()
+
+    def take(self) -> float:
+        """Take a token and return 0; or take none, and return the seconds until there is one."""
+        at = self._now()
+        self._tokens = min(self._most, self._tokens + max(0, at - self._at) * self._per_s / 1e6)
+        self._at = at
+        if self._tokens >= 1:
+            self._tokens -= 1
+            return 0.0
+        return (1 - self._tokens) / self._per_s
+
+
 class Session:
     """`now` gives microseconds since the epoch."""
 
@@ -65,6 +87,7 @@ class Session:
         self._now = now
         self._in_flight = 0
         self._in_flight_bytes = 0
+        self._commands = _TokenBucket(limits.commands_per_s, now) if limits.commands_per_s else None
 
     def open(self, node: str, ping_interval_s: float) -> bytes:
         """Return the greeting."""
@@ -95,6 +118,10 @@ class Session:
             command = self._command(data)
         except Rejected as rejected:
             return Reply(self._error(rejected.ref, rejected.error))
+        if self._commands is not None and (wait_s := self._commands.take()):
+            limit = self._limits.commands_per_s
+            message = f"this connection sends more than {limit:g} commands a second"
+            return Reply(self._error(command.ref, RateLimited(message, retry_after_s=wait_s)))
         if isinstance(command, messages.Ping):
             return Reply(self._encode(messages.Pong(timestamp=iso(self._now())), command.ref))
         self._in_flight += 1

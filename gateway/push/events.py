@@ -1,9 +1,12 @@
-"""From committed changes to the frames a subscriber gets, for each way a subscriber may want them."""
+"""From committed changes to the bytes a subscriber gets, for each way a subscriber may want them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from functools import cached_property
+from typing import Any
 
 import msgspec
 
@@ -11,7 +14,7 @@ from gateway.engine.filter import Filter
 from gateway.engine.types import BatchComplete, Change, EventType
 from gateway.protocol import messages
 from gateway.protocol.codec import Codec
-from gateway.protocol.framing import frame
+from gateway.protocol.framing import frame, server_sent_event
 from gateway.protocol.timestamps import iso
 
 _FRAME_BYTES = 1 << 20
@@ -20,7 +23,10 @@ _FRAME_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Variant:
-    """How a subscriber wants events. Subscribers of one variant get the same bytes."""
+    """How a subscriber wants events. Subscribers of one variant get the same bytes.
+
+    `sse` writes Server-Sent Events instead of WebSocket frames.
+    """
 
     collection: str
     codec: Codec
@@ -28,36 +34,21 @@ class Variant:
     content: bool = False
     vector: bool = False
     batch: bool = False
+    sse: bool = False
 
-    def frames(self, changes: Iterable[Change | BatchComplete]) -> bytes:
-        """Return the WebSocket frames for `changes`, joined; empty where none concerns this variant."""
-        frames: list[bytes] = []
-        group: list[messages.Event] = []
-        size_bytes = 0
-        for change in changes:
-            event = self._event(change)
-            if event is None:
-                continue
-            group.append(event)
-            size_bytes += change.size_bytes
-            if not self.batch or size_bytes > _FRAME_BYTES:
-                frames.append(self._update(group))
-                group, size_bytes = [], 0
-        if group:
-            frames.append(self._update(group))
-        return b"".join(frames)
+    @cached_property
+    def form(self) -> Variant:
+        """The variant without its filter: what its events look like."""
+        return replace(self, where=None) if self.where else self
 
-    def _update(self, events: Sequence[messages.Event]) -> bytes:
-        if len(events) > 1:
-            return self.frame(messages.IndexUpdate(collection=self.collection, events=tuple(events)))
-        return self.frame(messages.IndexUpdate(collection=self.collection, event=events[0]))
+    def control(self, message: messages.Message, position: int | None = None) -> bytes:
+        """Return a message that is no event, ready to be written."""
+        return self.wrap(self.codec.encode(message), position)
 
-    def events(self, changes: Iterable[Change | BatchComplete]) -> tuple[messages.Event, ...]:
-        """Return what of `changes` concerns this variant."""
-        return tuple(event for change in changes if (event := self._event(change)) is not None)
-
-    def frame(self, message: messages.Message) -> bytes:
-        return frame(self.codec.encode(message), binary=self.codec.binary)
+    def wrap(self, payload: bytes, position: int | None) -> bytes:
+        if self.sse:
+            return server_sent_event(payload, position)
+        return frame(payload, binary=self.codec.binary)
 
     def can_show(self, change: Change | BatchComplete) -> bool:
         """Tell whether `change` carries all that this variant shows."""
@@ -65,44 +56,151 @@ class Variant:
             not self.vector or isinstance(change, BatchComplete) or change.vector is not None or change.document.deleted
         )
 
-    def _event(self, change: Change | BatchComplete) -> messages.Event | None:
-        if isinstance(change, BatchComplete):
-            return messages.Event(
-                event_type="batch_complete",
-                timestamp=iso(change.at),
-                index_version=change.index_version,
-                count=change.count,
-                first_index_version=change.first_index_version,
-            )
-        document = change.document
-        before, after = self._concerned(change)
-        if not (before or after):
-            return None
-        shown = not document.deleted
-        return messages.Event(
-            event_type=change.event_type,
-            document_id=document.id,
-            timestamp=iso(document.updated_at),
-            index_version=document.index_version,
-            version=document.version,
-            metadata=self.codec.metadata(document.metadata) if shown else None,
-            content=document.content if shown and self.content else None,
-            vector=self.codec.vector(change.vector) if shown and self.vector and change.vector else None,
-            left=shown and not after,
-        )
 
-    def _concerned(self, change: Change) -> tuple[bool, bool]:
-        """Tell whether the document matched before the change, and whether it does after.
+class _Verdict(Enum):
+    """What a change means for a filter."""
+
+    SHOWN = auto()
+    LEFT = auto()
+    HIDDEN = auto()
+
+
+class Events:
+    """Some events, in order. Each filter judges each of them once, and each is encoded once for each form.
+
+    What was encoded is kept: `size_bytes` grows by it.
+    """
+
+    def __init__(self, changes: Sequence[Change | BatchComplete]) -> None:
+        self.changes = changes
+        self.size_bytes = sum(change.size_bytes for change in changes)
+        self._verdicts: dict[Filter, list[_Verdict]] = {}
+        self._metadata: dict[int, tuple[Any, Any]] = {}
+        self._encoded: dict[Variant, dict[tuple[int, bool], bytes]] = {}
+        self._joined: dict[Variant, bytes] = {}
+
+    def bytes_for(self, variant: Variant, after: int = 0) -> bytes:
+        """Return what is to be written for `variant`, of events after that index_version; empty where none concerns it."""
+        if not self.changes or index_version(self.changes[0]) > after:
+            data = self._joined.get(variant)
+            if data is None:
+                data = self._joined[variant] = self._join(variant, after)
+                self.size_bytes += len(data)
+            return data
+        return self._join(variant, after)
+
+    def messages_for(self, variant: Variant) -> tuple[messages.Event, ...]:
+        """Return the events that concern `variant`, not encoded."""
+        return tuple(_event(self.changes[i], variant, left=left) for i, left in self._concerning(variant, 0))
+
+    def _join(self, variant: Variant, after: int) -> bytes:
+        form = variant.form
+        concerning = self._concerning(variant, after)
+        if variant.batch:
+            return b"".join(self._shared_frames(form, concerning))
+        return b"".join([self._encode(form, i, left) for i, left in concerning])
+
+    def _concerning(self, variant: Variant, after: int) -> Iterator[tuple[int, bool]]:
+        """Yield the number of each event that concerns `variant`, and whether its document has left the filter."""
+        verdicts = self._judge(variant.where) if variant.where else None
+        for i, change in enumerate(self.changes):
+            verdict = verdicts[i] if verdicts else _Verdict.SHOWN
+            if verdict is not _Verdict.HIDDEN and index_version(change) > after:
+                yield i, verdict is _Verdict.LEFT
+
+    def _shared_frames(self, form: Variant, concerning: Iterable[tuple[int, bool]]) -> Iterator[bytes]:
+        """Yield frames of several events each."""
+        group: list[bytes] = []
+        size_bytes = 0
+        for i, left in concerning:
+            group.append(self._encode(form, i, left))
+            size_bytes += len(group[-1])
+            if size_bytes > _FRAME_BYTES:
+                yield _update(form, group)
+                group, size_bytes = [], 0
+        if group:
+            yield _update(form, group)
+
+    def _encode(self, form: Variant, i: int, left: bool) -> bytes:
+        """Return a frame of one event or, in a form where events share frames, the event itself."""
+        encoded = self._encoded.setdefault(form, {})
+        data = encoded.get((i, left))
+        if data is None:
+            change = self.changes[i]
+            event = _event(change, form, left=left)
+            if form.batch:
+                data = form.codec.encode(event)
+            else:
+                update = messages.IndexUpdate(collection=form.collection, event=event)
+                data = form.wrap(form.codec.encode(update), index_version(change))
+            encoded[i, left] = data
+            self.size_bytes += len(data)
+        return data
+
+    def _judge(self, where: Filter) -> list[_Verdict]:
+        verdicts = self._verdicts.get(where)
+        if verdicts is None:
+            verdicts = self._verdicts[where] = [self._verdict(i, where) for i in range(len(self.changes))]
+        return verdicts
+
+    def _verdict(self, i: int, where: Filter) -> _Verdict:
+        """Tell what a change means for a filter.
 
         Where the state before isn't known any more it counts as a match: the subscriber may hold the document.
         """
-        if self.where is None:
-            return True, True
+        change = self.changes[i]
+        if isinstance(change, BatchComplete):
+            return _Verdict.SHOWN
+        if i not in self._metadata:
+            self._metadata[i] = _metadata(change)
+        before, after = self._metadata[i]
+        if after is not None and where.matches(after):
+            return _Verdict.SHOWN
         if change.event_type is EventType.INSERT and not (change.net and change.document.version > 1):
-            before = False
-        elif change.before is None:
-            before = True
-        else:
-            before = self.where.matches(msgspec.json.decode(change.before))
-        after = not change.document.deleted and self.where.matches(msgspec.json.decode(change.document.metadata))
-        return before, after
+            return _Verdict.HIDDEN
+        if before is not None and not where.matches(before):
+            return _Verdict.HIDDEN
+        return _Verdict.SHOWN if change.document.deleted else _Verdict.LEFT
+
+
+def index_version(event: Change | BatchComplete) -> int:
+    return event.index_version if isinstance(event, BatchComplete) else event.document.index_version
+
+
+def _metadata(change: Change) -> tuple[Any, Any]:
+    """Return the metadata before and after a change, None where there is none or it isn't known."""
+    before = msgspec.json.decode(change.before) if change.before is not None else None
+    return before, None if change.document.deleted else msgspec.json.decode(change.document.metadata)
+
+
+def _update(form: Variant, events: Sequence[bytes]) -> bytes:
+    encoded = [msgspec.Raw(event) for event in events]
+    if len(encoded) == 1:
+        update = messages.IndexUpdate(collection=form.collection, event=encoded[0])
+    else:
+        update = messages.IndexUpdate(collection=form.collection, events=encoded)
+    return form.wrap(form.codec.encode(update), None)
+
+
+def _event(change: Change | BatchComplete, form: Variant, *, left: bool) -> messages.Event:
+    if isinstance(change, BatchComplete):
+        return messages.Event(
+            event_type="batch_complete",
+            timestamp=iso(change.at),
+            index_version=change.index_version,
+            count=change.count,
+            first_index_version=change.first_index_version,
+        )
+    document = change.document
+    shown = not document.deleted
+    return messages.Event(
+        event_type=change.event_type,
+        document_id=document.id,
+        timestamp=iso(document.updated_at),
+        index_version=document.index_version,
+        version=document.version,
+        metadata=form.codec.metadata(document.metadata) if shown else None,
+        content=document.content if shown and form.content else None,
+        vector=form.codec.vector(change.vector) if shown and form.vector and change.vector else None,
+        left=left,
+    )

@@ -12,43 +12,63 @@ later one of the same document; never the same twice.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from gateway.engine.types import Applied, BatchComplete, Change, Page, Span
+import structlog
+
+from gateway.engine.types import Applied, Page, Span
 from gateway.faults import internal
 from gateway.protocol.messages import Reset, Unsubscribed
-from gateway.push.events import Variant
+from gateway.push.events import Events, Variant
 
 PAGE = 512
-"""Documents read from the store at a time."""
+PAGE_BYTES = 128 << 10
+"""Documents, and about how many bytes of them, read from the store at a time: what one slow subscriber costs."""
+
+log = structlog.get_logger(__name__)
 
 
 class Sink(Protocol):
-    """Where a subscriber's frames go. Called on the event loop."""
+    """Where a subscriber's bytes go. Called on the event loop."""
 
-    @property
-    def writable(self) -> bool:
-        """False while what was written before waits for the network."""
+    def offer(self, data: bytes) -> bool:
+        """Take whole frames, or none of them (False) while what was written before waits for the network.
+
+        Never blocks, never raises.
+        """
         ...
 
     def write(self, data: bytes) -> None:
-        """Take whole frames; never blocks, never raises."""
+        """Take whole frames whatever waits."""
         ...
 
     async def drained(self) -> bool:
-        """Wait until writable; False where the connection is gone."""
+        """Wait until nothing waits for the network; False where the connection is gone."""
         ...
 
-    def abandon(self) -> None:
-        """Close the connection: what it misses it can only get by resuming."""
+    def abandon(self, *, slow: bool = False) -> None:
+        """Close the connection, for its slowness or for a fault of ours: what it misses it can get by resuming."""
+        ...
+
+    def end(self) -> None:
+        """Take note that nothing more comes: the room is closed."""
         ...
 
 
-ReadChanges = Callable[[Span, int, bool], Awaitable[Page]]
-"""Reads the net change: (span, limit, with_vectors)."""
+ReadChanges = Callable[[Span, int, int, bool], Awaitable[Page]]
+"""Reads the net change: (span, limit, limit_bytes, with_vectors)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoomLimits:
+    """`lag_s` is how long a subscriber may take for what it missed, conflated; after that it is closed."""
+
+    log_bytes: int = 8 << 20
+    lag_s: float = 60.0
 
 
 @dataclass(eq=False, slots=True)
@@ -56,51 +76,38 @@ class Subscriber:
     """`cursor` is the index_version up to which it has everything; meaningless while it is live.
 
     `replay` is the span whose net change it gets from the store: of what came before it joined, and of what was
-    gone from the log when it had fallen behind.
+    gone from the log when it had fallen behind; that one is to be done by `replay_due`.
     """
 
     variant: Variant
     sink: Sink
     cursor: int
     replay: Span
+    replay_due: float = math.inf
     catching_up: asyncio.Task[None] | None = None
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Entry:
     applied: Applied
-    size_bytes: int
-    frames: dict[Variant, bytes] = field(default_factory=dict)
-
-    def encode(self, variant: Variant) -> bytes:
-        """Return the frames for `variant`, kept for those who come to this entry later."""
-        data = self.frames[variant] = variant.frames(self.applied.events)
-        self.size_bytes += len(data)
-        return data
-
-    def after(self, cursor: int, variant: Variant) -> bytes:
-        if cursor < self.applied.first_index_version and variant in self.frames:
-            return self.frames[variant]
-        return variant.frames(event for event in self.applied.events if _index_version(event) > cursor)
-
-
-def _index_version(event: Change | BatchComplete) -> int:
-    return event.index_version if isinstance(event, BatchComplete) else event.document.index_version
+    events: Events
 
 
 class Room:
     """Call on the event loop. `head` is the index_version up to which everything was published."""
 
-    def __init__(self, collection: str, epoch: str, head: int, read: ReadChanges, log_bytes: int = 8 << 20) -> None:
+    def __init__(
+        self, collection: str, epoch: str, head: int, read: ReadChanges, limits: RoomLimits = RoomLimits()
+    ) -> None:
         self.collection = collection
         self.epoch = epoch
         self.head = head
         self._read = read
-        self._live: dict[Variant, set[Subscriber]] = {}
+        self._limits = limits
+        self._live: dict[Variant, dict[Subscriber, Callable[[bytes], bool]]] = {}
         self._behind: set[Subscriber] = set()
         self._log: deque[_Entry] = deque()
         self._log_bytes = 0
-        self._log_limit_bytes = log_bytes
         self._grown = asyncio.Event()
 
     def __len__(self) -> int:
@@ -123,9 +130,9 @@ class Room:
         cursor = self.head if since is None else since
         subscriber = Subscriber(variant, sink, cursor, Span(cursor, cursor, self.head))
         if since == 0:
-            sink.write(variant.frame(Reset(collection=self.collection, epoch=self.epoch)))
+            sink.write(variant.control(Reset(collection=self.collection, epoch=self.epoch), 0))
         if subscriber.cursor == self.head:
-            self._live.setdefault(variant, set()).add(subscriber)
+            self._go_live(subscriber)
         else:
             self._leave_behind(subscriber)
         return subscriber
@@ -135,30 +142,32 @@ class Room:
         if subscriber.catching_up is not None:
             subscriber.catching_up.cancel()
         self._behind.discard(subscriber)
-        members = self._live.get(subscriber.variant, set())
-        members.discard(subscriber)
-        if not members:
-            self._live.pop(subscriber.variant, None)
+        members = self._live.get(subscriber.variant)
+        if members is not None:
+            members.pop(subscriber, None)
+            if not members:
+                del self._live[subscriber.variant]
 
     def close(self) -> None:
         """Tell all subscribers that nothing more comes, and let them go. Their tasks have ended when this returns."""
         members = [*self._behind, *(member for live in self._live.values() for member in live)]
         for subscriber in members:
             self.leave(subscriber)
-            subscriber.sink.write(subscriber.variant.frame(Unsubscribed(collection=self.collection)))
+            subscriber.sink.write(subscriber.variant.control(Unsubscribed(collection=self.collection)))
+            subscriber.sink.end()
 
     def publish(self, applied: Applied) -> None:
         """Pass one commit on. Commits come in order, each once."""
         assert applied.first_index_version == self.head + 1, "commits are published without gaps"
-        entry = _Entry(applied, sum(event.size_bytes for event in applied.events))
+        entry = _Entry(applied, Events(applied.events))
         before, self.head = self.head, applied.index_version
         for variant, members in list(self._live.items()):
             if not all(map(variant.can_show, applied.events)):
                 lagging = list(members)
             else:
-                lagging = _write(members, entry.encode(variant))
+                lagging = _offer(members, entry.events.bytes_for(variant))
             for subscriber in lagging:
-                members.discard(subscriber)
+                del members[subscriber]
                 subscriber.cursor = before
                 self._leave_behind(subscriber)
             if not members:
@@ -169,9 +178,12 @@ class Room:
 
     def _keep(self, entry: _Entry) -> None:
         self._log.append(entry)
-        self._log_bytes += entry.size_bytes
-        while self._log_bytes > self._log_limit_bytes:
-            self._log_bytes -= self._log.popleft().size_bytes
+        self._log_bytes += entry.events.size_bytes
+        while self._log_bytes > self._limits.log_bytes:
+            self._log_bytes -= self._log.popleft().events.size_bytes
+
+    def _go_live(self, subscriber: Subscriber) -> None:
+        self._live.setdefault(subscriber.variant, {})[subscriber] = subscriber.sink.offer
 
     def _leave_behind(self, subscriber: Subscriber) -> None:
         self._behind.add(subscriber)
@@ -186,9 +198,13 @@ class Room:
                     await self._grown.wait()
                 elif subscriber.cursor == self.head:
                     self._behind.discard(subscriber)
-                    self._live.setdefault(subscriber.variant, set()).add(subscriber)
                     subscriber.catching_up = None
+                    self._go_live(subscriber)
                     return
+                elif asyncio.get_running_loop().time() > subscriber.replay_due:
+                    log.info("too_slow", collection=self.collection, behind=self.head - subscriber.cursor)
+                    subscriber.sink.abandon(slow=True)
+                    break
                 elif subscriber.cursor < subscriber.replay.through or not self._from_log(subscriber):
                     await self._from_store(subscriber)
         except Exception as error:  # one subscriber's fault must not be everyone's; it is closed, and resumes
@@ -200,38 +216,35 @@ class Room:
         """Write log entries until the socket is full or the head is reached; False where the log doesn't reach back."""
         if not self._log or subscriber.cursor + 1 < self._log[0].applied.first_index_version:
             return False
+        subscriber.replay_due = math.inf
         variant = subscriber.variant
         for entry in self._log:
             if entry.applied.index_version <= subscriber.cursor:
                 continue
             if not all(map(variant.can_show, entry.applied.events)):
                 return False
-            if not subscriber.sink.writable:
+            size_bytes = entry.events.size_bytes
+            data = entry.events.bytes_for(variant, subscriber.cursor)
+            self._log_bytes += entry.events.size_bytes - size_bytes
+            if data and not subscriber.sink.offer(data):
                 break
-            if data := entry.after(subscriber.cursor, variant):
-                subscriber.sink.write(data)
             subscriber.cursor = entry.applied.index_version
         return True
 
     async def _from_store(self, subscriber: Subscriber) -> None:
+        """Write a page of the net change."""
         if subscriber.replay.through <= subscriber.cursor:
             subscriber.replay = Span(subscriber.cursor, subscriber.cursor, self.head)
+            subscriber.replay_due = asyncio.get_running_loop().time() + self._limits.lag_s
         subscriber.replay = replace(subscriber.replay, after=subscriber.cursor)
-        page = await self._read(subscriber.replay, PAGE, subscriber.variant.vector)
-        if data := subscriber.variant.frames(page.changes):
+        page = await self._read(subscriber.replay, PAGE, PAGE_BYTES, subscriber.variant.vector)
+        if data := Events(page.changes).bytes_for(subscriber.variant):
             subscriber.sink.write(data)
         subscriber.cursor = page.through
 
 
-def _write(members: set[Subscriber], data: bytes) -> list[Subscriber]:
+def _offer(members: dict[Subscriber, Callable[[bytes], bool]], data: bytes) -> list[Subscriber]:
     """Write to all whose sockets take it; return the others."""
     if not data:
         return []
-    lagging = []
-    for subscriber in members:
-        sink = subscriber.sink
-        if sink.writable:
-            sink.write(data)
-        else:
-            lagging.append(subscriber)
-    return lagging
+    return [subscriber for subscriber, offer in members.items() if not offer(data)]

@@ -9,7 +9,17 @@ from typing import Literal, TypeVar
 import msgspec
 from aiohttp import web
 
-from gateway.errors import HotindexError, InvalidArgument, InvalidMessage, NotFound, TooLarge, UnknownAction
+from gateway.engine.filter import Filter
+from gateway.errors import (
+    HotindexError,
+    InvalidArgument,
+    InvalidFilter,
+    InvalidMessage,
+    NotFound,
+    RateLimited,
+    TooLarge,
+    UnknownAction,
+)
 from gateway.faults import internal
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.node.hosted import Hosted
@@ -18,9 +28,11 @@ from gateway.node.queries import CollectionSettings
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import JSON, MSGPACK, Codec
 from gateway.protocol.session import error_message
-from gateway.push.events import Variant
+from gateway.push.events import Events, Variant
 from gateway.server import replies
 from gateway.server.ndjson import NDJSON_TYPE, load
+from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
+from gateway.server.streams import EventStream
 
 MAX_CHANGES = 10_000
 
@@ -38,7 +50,9 @@ _STATUS = {
     "internal": 500,
 }
 _COMMAND = "hotindex.command"
+_STREAM_RETRY_S = 5.0
 _T = TypeVar("_T")
+_Default = TypeVar("_Default", int, None)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -89,9 +103,15 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 class HttpServer:
     """Serves the node between `start` and `stop`."""
 
-    def __init__(self, node: Node, metrics: Metrics, message_bytes: int) -> None:
+    def __init__(
+        self, node: Node, metrics: Metrics, message_bytes: int, max_streams: int, ping_interval_s: float
+    ) -> None:
         self._node = node
         self._metrics = metrics
+        self._max_streams = max_streams
+        self._ping_interval_s = ping_interval_s
+        self._streams: set[EventStream] = set()
+        self._keepalive: asyncio.Task[None] | None = None
         app = web.Application(middlewares=[self._counted], client_max_size=message_bytes)
         collection = "/v1/collections/{collection}"
         app.add_routes(
@@ -109,6 +129,7 @@ class HttpServer:
                 web.delete(f"{collection}/documents/{{id:.+}}", self._delete),
                 web.post(f"{collection}/search", self._search),
                 web.get(f"{collection}/changes", self._changes),
+                web.get(f"{collection}/stream", self._stream),
                 web.post(f"{collection}/snapshot", self._snapshot),
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
@@ -121,11 +142,16 @@ class HttpServer:
         """Listen; return the port bound. Raises OSError where that isn't possible."""
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=1024).start()
+        self._keepalive = asyncio.create_task(self._keep_alive(), name="keepalive of streams")
         bound: int = self._runner.addresses[0][1]
         return bound
 
     async def stop(self) -> None:
-        """Answer the requests under way, then close."""
+        """Answer the requests under way, end the streams, then close."""
+        if self._keepalive is not None:
+            self._keepalive.cancel()
+        for stream in self._streams:
+            stream.end()
         await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -216,19 +242,65 @@ class HttpServer:
         since = _integer(request, "since", 0, 0, 2**63 - 1)
         limit = _integer(request, "limit", 1000, 1, MAX_CHANGES)
         include = _include(request)
+        source = _filter(request)
+        where = Filter(source) if source else None
         hosted, page = await self._node.changes(
             request.match_info["collection"], since, request.query.get("epoch"), limit, with_vectors="vector" in include
         )
-        variant = Variant(hosted.name, _accepted(request), content="content" in include, vector="vector" in include)
+        variant = Variant(
+            hosted.name, _accepted(request), where, content="content" in include, vector="vector" in include
+        )
         answer = Changes(
             collection=hosted.name,
             epoch=hosted.collection.epoch,
             index_version=page.through if page else hosted.room.head,
             recovered=page is not None,
             more=page.more if page else False,
-            changes=variant.events(page.changes) if page else (),
+            changes=Events(page.changes).messages_for(variant) if page else (),
         )
         return _respond(request, answer)
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        """Answer with the room's events until the client or the collection is gone."""
+        request[_COMMAND] = "subscribe"
+        since = _integer(request, "since", None, 0, 2**63 - 1, request.headers.get("Last-Event-ID"))
+        command = messages.Subscribe(
+            collection=request.match_info["collection"],
+            since=since,
+            epoch=request.query.get("epoch"),
+            filter=_filter(request),
+            include=_include(request),
+        )
+        if len(self._streams) >= self._max_streams:
+            raise RateLimited(f"more than {self._max_streams} streams", retry_after_s=_STREAM_RETRY_S)
+        assert request.transport is not None, "the client was there a moment ago"
+        stream = EventStream(request.transport)
+        membership = self._node.subscribe(command, JSON, stream, sse=True)
+        if since is not None and not membership.recovered:
+            # A browser can't ask again by itself: it is told to start over, and gets everything.
+            beginning = msgspec.structs.replace(command, since=0, epoch=None)
+            join = self._node.subscribe(beginning, JSON, stream, sse=True).join
+        else:
+            join = membership.join
+        response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+        response.content_type = EVENT_STREAM_TYPE
+        position = membership.index_version if since is None or not membership.recovered else since
+        stream.write(membership.variant.control(membership.reply(), position))
+        subscriber = join()
+        self._streams.add(stream)
+        try:
+            await response.prepare(request)
+            await stream.pump(response)
+        finally:
+            self._streams.discard(stream)
+            self._node.unsubscribe(membership.collection, subscriber)
+        return response
+
+    async def _keep_alive(self) -> None:
+        while True:
+            await asyncio.sleep(self._ping_interval_s)
+            for stream in list(self._streams):
+                stream.keep_alive()
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
@@ -322,8 +394,21 @@ def _include(request: web.Request) -> tuple[messages.Include, ...]:
         ) from None
 
 
-def _integer(request: web.Request, name: str, default: int, low: int, high: int) -> int:
-    text = request.query.get(name)
+def _filter(request: web.Request) -> messages.JsonObject | None:
+    text = request.query.get("filter")
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text, type=messages.JsonObject)
+    except (msgspec.DecodeError, UnicodeError):
+        raise InvalidFilter(f"filter is {checks.show(text)}; it must be a JSON object", field="filter") from None
+
+
+def _integer(
+    request: web.Request, name: str, default: _Default, low: int, high: int, text: str | None = None
+) -> int | _Default:
+    """Return a number of the query, or the one in `text`."""
+    text = request.query.get(name) if text is None else text
     if text is None:
         return default
     try:

@@ -16,8 +16,8 @@ from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.types import Page, Patch, Remove, Span
 from gateway.protocol.codec import JSON
-from gateway.push.events import Variant
-from gateway.push.room import Room, Subscriber
+from gateway.push.events import Events, Variant
+from gateway.push.room import Room, RoomLimits, Subscriber
 from tests.engine.support import make, put, write
 
 
@@ -28,10 +28,11 @@ class Pipe:
         self.data = bytearray()
         self.open = asyncio.Event()
         self.open.set()
-        self.abandoned = False
+        self.abandoned = self.slow = self.ended = False
 
-    @property
-    def writable(self) -> bool:
+    def offer(self, data: bytes) -> bool:
+        if self.open.is_set():
+            self.data += data
         return self.open.is_set()
 
     def write(self, data: bytes) -> None:
@@ -41,8 +42,12 @@ class Pipe:
         await self.open.wait()
         return True
 
-    def abandon(self) -> None:
+    def abandon(self, *, slow: bool = False) -> None:
         self.abandoned = True
+        self.slow = slow
+
+    def end(self) -> None:
+        self.ended = True
 
     def messages(self) -> list[dict[str, Any]]:
         return [json.loads(payload) for payload in _payloads(bytes(self.data))]
@@ -69,15 +74,15 @@ def _payloads(data: bytes) -> Iterator[bytes]:
 class Stage:
     """A collection, its room, and the numbers of documents written so far."""
 
-    def __init__(self, collection: Collection, log_bytes: int = 8 << 20) -> None:
+    def __init__(self, collection: Collection, limits: RoomLimits = RoomLimits()) -> None:
         self.collection = collection
         self.reads = 0
-        self.room = Room("things", collection.epoch, collection.index_version, self._read, log_bytes)
+        self.room = Room("things", collection.epoch, collection.index_version, self._read, limits)
 
-    async def _read(self, span: Span, limit: int, with_vectors: bool) -> Page:
+    async def _read(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
         self.reads += 1
         await asyncio.sleep(0)
-        return self.collection.changes(span, limit, with_vectors=with_vectors)
+        return self.collection.changes(span, limit, limit_bytes, with_vectors=with_vectors)
 
     def commit(self, *operations: Any, atomic: bool = False) -> None:
         writes = [write(*operations, atomic=atomic)]
@@ -190,7 +195,7 @@ async def test_from_the_log_nothing_is_conflated(stage: Stage) -> None:
 
 def test_the_log_is_bounded(tmp_path: Path) -> None:
     collection = make(tmp_path / "things")
-    stage = Stage(collection, log_bytes=20_000)
+    stage = Stage(collection, RoomLimits(log_bytes=20_000))
     for i in range(500):
         stage.commit(put("a", i, 0, 0, 0, metadata={"text": "x" * 100}))
     assert stage.room._log_bytes <= 20_000
@@ -280,7 +285,7 @@ def test_every_replica_equals_the_store_at_rest(data: st.DataObject, tmp_path_fa
 async def _replicas(data: st.DataObject, path: Path) -> None:
     """Clients join, stall, resume and filter while documents change; each then holds what the store holds."""
     collection = make(path / "things")
-    stage = Stage(collection, log_bytes=3000)
+    stage = Stage(collection, RoomLimits(log_bytes=3000))
     clients: list[tuple[Pipe, Filter | None]] = []
     for _ in range(data.draw(st.integers(5, 25))):
         await _step(data, stage, clients)
@@ -335,7 +340,7 @@ async def test_a_document_made_again_may_have_left_a_filter_meanwhile(tmp_path: 
     collection.commit([write(Remove("a"))])
     collection.commit([write(put("a", 1, 0, 0, 0, metadata={"x": 2})), write(put("c", 1, 0, 0, 0, metadata={"x": 2}))])
     page = collection.changes(Span(2, 2, 5), 10)
-    events = Variant("things", JSON, Filter({"x": 1})).events(page.changes)
+    events = Events(page.changes).messages_for(Variant("things", JSON, Filter({"x": 1})))
     assert [(event.document_id, event.left) for event in events] == [("a", True)]
     collection.close()
 
@@ -344,7 +349,8 @@ async def test_events_share_frames_of_bounded_size(tmp_path: Path) -> None:
     collection = make(tmp_path / "things")
     collection.commit([write(put(f"d{i}", 1, 0, 0, i, metadata={"x": "x" * 300_000})) for i in range(10)])
     pipe = Pipe()
-    pipe.write(Variant("things", JSON, batch=True).frames(collection.changes(Span(0, 0, 10), 10).changes))
+    changes = collection.changes(Span(0, 0, 10), 10).changes
+    pipe.write(Events(changes).bytes_for(Variant("things", JSON, batch=True)))
     assert len(pipe.events()) == 10
     assert 2 <= len(pipe.messages()) <= 5
     collection.close()

@@ -1,0 +1,157 @@
+"""One WebSocket client's session, and what it has under way: between the socket and the node."""
+
+from __future__ import annotations
+
+import asyncio
+
+from gateway.errors import HotindexError
+from gateway.faults import internal
+from gateway.metrics import Metrics
+from gateway.node.node import Node, Ticket
+from gateway.protocol import messages
+from gateway.protocol.framing import frame
+from gateway.protocol.messages import Message
+from gateway.protocol.session import Perform, Reply, Session
+from gateway.push.room import Subscriber
+from gateway.server import replies
+from gateway.server.connection import Connection
+
+_READS_AT_ONCE = 4
+
+
+class Conversation:
+    """One connection's session, and what it has under way."""
+
+    def __init__(self, connection: Connection, session: Session, node: Node, metrics: Metrics) -> None:
+        self.connection = connection
+        self.session = session
+        self._node = node
+        self._metrics = metrics
+        self._subscribers: dict[str, Subscriber] = {}
+        self._reads: set[asyncio.Task[None]] = set()
+        self._reading: asyncio.Semaphore | None = None
+        self._under_way = 0
+        self._progress: asyncio.Event | None = None
+
+    async def take(self, data: bytes) -> None:
+        """Answer one message, or start on it; returns once there is room for the next."""
+        step = self.session.receive(data)
+        if isinstance(step, Reply):
+            self._send(step.data)
+        else:
+            self._under_way += 1
+            try:
+                await self._perform(step)
+            except HotindexError as error:
+                self._fail(step, error)
+            except Exception as error:  # one command's fault must not end its connection
+                self._fail(step, internal(error, client=self.session.client_id))
+        while self.session.full:
+            await self._landing()
+        await self.connection.drained()
+
+    async def idle(self) -> None:
+        """Wait until nothing is under way."""
+        while self._under_way:
+            await self._landing()
+
+    async def _landing(self) -> None:
+        """Wait until something that was under way is done."""
+        if self._progress is None:
+            self._progress = asyncio.Event()
+        await self._progress.wait()
+
+    def end(self) -> None:
+        """The connection is gone. What was submitted is still applied."""
+        self.session.close()
+        for name, subscriber in self._subscribers.items():
+            self._node.unsubscribe(name, subscriber)
+        for read in self._reads:
+            read.cancel()
+
+    async def _perform(self, step: Perform) -> None:
+        match step.command:
+            case messages.Subscribe():
+                self._subscribe(step, step.command)
+            case messages.Unsubscribe():
+                self._unsubscribe(step, step.command)
+            case messages.Get() | messages.Search():
+                read = asyncio.create_task(self._read(step, step.command))
+                self._reads.add(read)
+                read.add_done_callback(self._reads.discard)
+            case (
+                messages.Upsert()
+                | messages.Patch()
+                | messages.Delete()
+                | messages.ProductCreated()
+                | messages.ProductUpdated()
+                | messages.ProductDeleted()
+            ):
+                ticket = await self._node.submit(step.command, step.size_bytes)
+                ticket.outcome.add_done_callback(lambda _: self._written(step, ticket))
+            case _:
+                raise AssertionError(f"no way to perform {step.command}")
+
+    def _written(self, step: Perform, ticket: Ticket) -> None:
+        outcome = ticket.outcome.result()
+        if isinstance(outcome, HotindexError):
+            self._fail(step, outcome)
+        else:
+            self._answer(step, replies.ack(ticket.collection, outcome))
+
+    async def _read(self, step: Perform, command: messages.Read) -> None:
+        """Answer a read once the client has taken what it was answered before: a few answers at a time are in memory."""
+        if self._reading is None:
+            self._reading = asyncio.Semaphore(_READS_AT_ONCE)
+        async with self._reading:
+            await self.connection.drained()
+            await self._look_up(step, command)
+
+    async def _look_up(self, step: Perform, command: messages.Read) -> None:
+        codec = self.session.codec
+        answer: Message
+        try:
+            if isinstance(command, messages.Get):
+                answer = replies.document(*await self._node.get(command), command.include, codec)
+            else:
+                answer = replies.results(*await self._node.search(command), command.include, codec)
+        except HotindexError as error:
+            self._fail(step, error)
+        except Exception as error:  # as in take
+            self._fail(step, internal(error, client=self.session.client_id))
+        else:
+            self._answer(step, answer)
+
+    def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
+        membership = self._node.subscribe(command, self.session.codec, self.connection)
+        name = membership.collection
+        self.session.enter(name)
+        if name in self._subscribers:
+            self._node.unsubscribe(name, self._subscribers.pop(name))
+        self._answer(step, membership.reply())
+        self._subscribers[name] = membership.join()
+
+    def _unsubscribe(self, step: Perform, command: messages.Unsubscribe) -> None:
+        name = self._node.resolve(command.collection)
+        self.session.rooms.discard(name)
+        if name in self._subscribers:
+            self._node.unsubscribe(name, self._subscribers.pop(name))
+        self._answer(step, messages.Unsubscribed(collection=name))
+
+    def _answer(self, step: Perform, message: Message) -> None:
+        self._landed(step, "ok")
+        self._send(self.session.answer(step, message))
+
+    def _fail(self, step: Perform, error: HotindexError) -> None:
+        self._landed(step, error.code)
+        self._send(self.session.fail(step, error))
+
+    def _landed(self, step: Perform, outcome: str) -> None:
+        self._under_way -= 1
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+        self._metrics.commands.labels(messages.name_of(step.command), outcome).inc()
+
+    def _send(self, data: bytes) -> None:
+        self.connection.write(frame(data, binary=self.session.codec.binary))

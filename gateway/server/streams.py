@@ -1,0 +1,76 @@
+"""The room as Server-Sent Events: a subscriber whose events go out over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from gateway.protocol.framing import SSE_PING
+
+CONTENT_TYPE = "text/event-stream"
+
+
+class EventStream:
+    """A room's sink that holds what is on its way out, and takes nothing more meanwhile. Call on the event loop."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._waiting: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._drained = asyncio.Event()
+        self._drained.set()
+        self._open = True
+        self._stuck = False
+
+    def offer(self, data: bytes) -> bool:
+        if self._waiting:
+            return False
+        self.write(data)
+        return True
+
+    def write(self, data: bytes) -> None:
+        if self._open:
+            self._waiting.append(data)
+            self._drained.clear()
+            self._wake.set()
+
+    async def drained(self) -> bool:
+        await self._drained.wait()
+        return self._open
+
+    def abandon(self, *, slow: bool = False) -> None:  # noqa: ARG002 - a stream has no code to say why it ends
+        self.end()
+        self._transport.abort()
+
+    def end(self) -> None:
+        """End the stream once what waits has gone out."""
+        self._open = False
+        self._wake.set()
+        self._drained.set()
+
+    def keep_alive(self) -> None:
+        """Send a comment; but end a stream of which nothing has gone out since the last time."""
+        if not self._waiting:
+            self.write(SSE_PING)
+        elif self._stuck:
+            self.abandon()
+        else:
+            self._stuck = True
+
+    async def pump(self, response: web.StreamResponse) -> None:
+        """Write to a prepared response what comes, until the stream ends or the client is gone."""
+        try:
+            while self._open or self._waiting:
+                await self._wake.wait()
+                self._wake.clear()
+                while count := len(self._waiting):
+                    await response.write(b"".join(self._waiting))
+                    del self._waiting[:count]
+                    self._stuck = False
+                self._drained.set()
+        except ConnectionError:
+            pass  # the client is gone
+        finally:
+            self._waiting.clear()
+            self.end()
