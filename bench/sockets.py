@@ -7,11 +7,41 @@ import base64
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import cast
 from urllib.parse import urlsplit
 
 _HEADER_END = b"\r\n\r\n"
+
+
+def client_frame(payload: bytes, *, binary: bool) -> bytes:
+    """Return a frame masked with zeros: masking is for proxies, and costs the same to take off."""
+    first = 0x82 if binary else 0x81
+    size = len(payload)
+    if size < 126:
+        header = bytes((first, 0x80 | size))
+    elif size < 1 << 16:
+        header = bytes((first, 0x80 | 126)) + size.to_bytes(2, "big")
+    else:
+        header = bytes((first, 0x80 | 127)) + size.to_bytes(8, "big")
+    return header + b"\0\0\0\0" + payload
+
+
+def frames(data: bytes | bytearray) -> Iterator[tuple[bytes, int]]:
+    """Yield the payload of each whole data frame of a server, and where it ends; control frames are passed over."""
+    at = 0
+    while len(data) - at >= 2:
+        size, start = data[at + 1], at + 2
+        if size == 126:
+            size, start = int.from_bytes(data[at + 2 : at + 4], "big"), at + 4
+        elif size == 127:
+            size, start = int.from_bytes(data[at + 2 : at + 10], "big"), at + 10
+        end = start + size
+        if len(data) < end:
+            return
+        if data[at] & 0x0F in (1, 2):
+            yield bytes(data[start:end]), end
+        at = end
 
 
 class RawSocket(asyncio.Protocol):
@@ -39,16 +69,8 @@ class RawSocket(asyncio.Protocol):
         return socket
 
     def send(self, payload: bytes, *, binary: bool = True) -> None:
-        """Send a frame, masked with zeros: masking is for proxies, and costs the same to take off."""
-        first = 0x82 if binary else 0x81
-        size = len(payload)
-        if size < 126:
-            header = bytes((first, 0x80 | size))
-        elif size < 1 << 16:
-            header = bytes((first, 0x80 | 126)) + size.to_bytes(2, "big")
-        else:
-            header = bytes((first, 0x80 | 127)) + size.to_bytes(8, "big")
-        self.transport.write(header + b"\0\0\0\0" + payload)
+        """Send a frame."""
+        self.transport.write(client_frame(payload, binary=binary))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -67,20 +89,11 @@ class RawSocket(asyncio.Protocol):
         self._parse()
 
     def _parse(self) -> None:
-        buffer = self._buffer
-        at = 0
-        while len(buffer) - at >= 2:
-            size, start = buffer[at + 1], at + 2
-            if size == 126:
-                size, start = int.from_bytes(buffer[at + 2 : at + 4], "big"), at + 4
-            elif size == 127:
-                size, start = int.from_bytes(buffer[at + 2 : at + 10], "big"), at + 10
-            if len(buffer) < start + size:
-                break
-            if buffer[at] & 0x0F in (1, 2):
-                self._on_message(bytes(buffer[start : start + size]))
-            at = start + size
-        del buffer[:at]
+        taken = 0
+        for payload, end in frames(self._buffer):
+            self._on_message(payload)
+            taken = end
+        del self._buffer[:taken]
 
 
 class Arrivals:

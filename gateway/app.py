@@ -37,11 +37,12 @@ log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where a running gateway listens."""
+class Gateway:
+    """A gateway that runs: where it listens, and its node."""
 
     ws: str
     http: str
+    node: Node
 
 
 def now_us() -> int:
@@ -50,7 +51,7 @@ def now_us() -> int:
 
 
 @asynccontextmanager
-async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIterator[Addresses]:
+async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIterator[Gateway]:
     """Run a gateway inside the context; leaving it ends it cleanly. Raises StartupError.
 
     `checksum` gives those of snapshots.
@@ -77,7 +78,8 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
             try:
                 http_port = await _bind(http, settings.host, settings.http_port)
                 try:
-                    yield Addresses(f"ws://{_host(settings)}:{ws_port}", f"http://{_host(settings)}:{http_port}")
+                    host = _host(settings)
+                    yield Gateway(f"ws://{host}:{ws_port}", f"http://{host}:{http_port}", node)
                 finally:
                     await http.stop()
             finally:
@@ -146,9 +148,9 @@ async def _serve(settings: Settings, checksum: Checksum) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with running(settings, checksum) as addresses:
-        log.info("serving", version=__version__, ws=addresses.ws, http=addresses.http, data=str(settings.data_dir))
-        print(f"ready {addresses.ws} {addresses.http}", flush=True)
+    async with running(settings, checksum) as gateway:
+        log.info("serving", version=__version__, ws=gateway.ws, http=gateway.http, data=str(settings.data_dir))
+        print(f"ready {gateway.ws} {gateway.http}", flush=True)
         await stop.wait()
         log.info("stopping")
     log.info("stopped")

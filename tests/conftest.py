@@ -13,7 +13,7 @@ import pytest
 import websockets
 from websockets.asyncio.client import ClientConnection
 
-from gateway.app import Addresses, running
+from gateway.app import Gateway, running
 from gateway.settings import load
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -64,14 +64,14 @@ async def json_socket(url: str) -> AsyncIterator[JsonSocket]:
         yield JsonSocket(connection, json.loads(await connection.recv()))
 
 
-StartGateway: TypeAlias = Callable[..., AbstractAsyncContextManager[Addresses]]
+StartGateway: TypeAlias = Callable[..., AbstractAsyncContextManager[Gateway]]
 
 
 @pytest.fixture
 def start_gateway(tmp_path: Path) -> StartGateway:
     """Return a function that starts a gateway on this test's data directory, in this process."""
 
-    def start(**settings: Any) -> AbstractAsyncContextManager[Addresses]:
+    def start(**settings: Any) -> AbstractAsyncContextManager[Gateway]:
         flags = {"ws_port": 0, "http_port": 0, "data_dir": tmp_path / "data", "node": "test", **settings}
         return running(load(flags, None))
 
@@ -79,12 +79,12 @@ def start_gateway(tmp_path: Path) -> StartGateway:
 
 
 @pytest.fixture
-async def gateway(start_gateway: StartGateway) -> AsyncIterator[Addresses]:
+async def gateway(start_gateway: StartGateway) -> AsyncIterator[Gateway]:
     async with start_gateway() as addresses:
         yield addresses
 
 
 @pytest.fixture
-async def socket(gateway: Addresses) -> AsyncIterator[JsonSocket]:
+async def socket(gateway: Gateway) -> AsyncIterator[JsonSocket]:
     async with json_socket(gateway.ws) as connected:
         yield connected

@@ -12,10 +12,18 @@ from typing import IO, Self
 class GatewayProcess:
     """`hotindex serve`, started on free ports unless `flags` say otherwise; a context manager that ends it."""
 
-    def __init__(self, data_dir: Path, flags: Sequence[str] = (), log: IO[bytes] | int | None = None) -> None:
-        """`log` takes what the gateway writes to standard error (None: this process's own)."""
+    def __init__(
+        self,
+        data_dir: Path,
+        flags: Sequence[str] = (),
+        log: IO[bytes] | int | None = None,
+        prefix: Sequence[str] = (),
+    ) -> None:
+        """`log` takes what the gateway writes to standard error (None: this process's own); `prefix` is a command that
+        runs another.
+        """
         ports = [] if "--ws-port" in flags else ["--ws-port", "0", "--http-port", "0"]
-        command = [sys.executable, "-m", "gateway", "serve", "--data-dir", str(data_dir), *ports, *flags]
+        command = [*prefix, sys.executable, "-m", "gateway", "serve", "--data-dir", str(data_dir), *ports, *flags]
         # A session of its own: Ctrl-C is for the parent, which ends the gateway when it has finished with it.
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         self.ws = self.http = ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.server import ServerConnection
@@ -19,11 +18,79 @@ _SOCKET_BUFFER_BYTES = 128 << 10
 """What the kernel is asked to hold for one connection; it takes twice that. By itself it would go up to megabytes, for a
 client that doesn't read too."""
 
-_NONE = -1
+
+class Outlet:
+    """Where whole frames go out. The gateway sends no fragmented messages, so frames may go between any two others.
+
+    Small and apart from the connection: with thousands of subscribers it is the processor's cache that a fan-out waits for.
+    """
+
+    __slots__ = ("_connection", "_descriptor", "_direct", "_transport")
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection = connection
+        self._transport = transport
+        endpoint = transport.get_extra_info("socket")
+        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
+        self._descriptor: int = endpoint.fileno()
+        self._direct = False
+        """Whether nothing waits in the transport, so that what is written to the descriptor comes after all before it."""
+
+    def review(self) -> None:
+        """Look again whether the descriptor may be written to, after what may have changed that."""
+        connection = self._connection
+        self._direct = (
+            connection.protocol.state is State.OPEN
+            and not connection.paused
+            and self._transport.get_extra_info("sslcontext") is None
+        )
+
+    def close(self) -> None:
+        """Write nothing more: the descriptor may be another connection's from now on."""
+        self._direct = False
+
+    def offer(self, data: bytes) -> bool:
+        """Take whole frames, or none of them (False) while the client doesn't take what was written before."""
+        if not self._direct:
+            if self._connection.paused:
+                return False
+            self.write(data)
+            return True
+        try:
+            sent = os.write(self._descriptor, data)
+        except OSError:
+            # It takes nothing now, or is broken; the transport finds out which.
+            sent = 0
+        if sent != len(data):
+            self._transport.write(memoryview(data)[sent:])
+        return True
+
+    def write(self, data: bytes) -> None:
+        """Take whole frames, unless the connection is closing."""
+        if self._direct:
+            self.offer(data)
+        elif self._connection.protocol.state is State.OPEN:
+            self._transport.write(data)
+
+    async def drained(self) -> bool:
+        """Wait until the client takes more; False where the connection is gone."""
+        return await self._connection.drained()
+
+    def abandon(self, *, slow: bool = False) -> None:
+        """Close the connection, for its slowness or for a fault of ours."""
+        if slow:
+            self._connection.dismiss(CLOSE_TOO_SLOW, "too slow")
+        else:
+            self._transport.abort()
+
+    def end(self) -> None:
+        """A room is closed; the connection may have others, and goes on."""
 
 
 class Connection(ServerConnection):
-    """Whole frames go in, and never while a fragmented message is under way: the gateway sends none."""
+    """`outlet` is there once it is connected. Its transport is to count as full with the first byte that waits."""
+
+    outlet: Outlet
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,48 +99,18 @@ class Connection(ServerConnection):
         self.waiting_before = 0
         """How many bytes waited for the network at that ping."""
         self.relieved = False
-        """Whether what waited had mostly gone out at some time since."""
-        self._descriptor = _NONE
-        self._unsent: Callable[[], int]
+        """Whether all that waited had gone out at some time since."""
         self._drained: asyncio.Event | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        endpoint = transport.get_extra_info("socket")
-        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-        self._unsent = self.transport.get_write_buffer_size
-        if transport.get_extra_info("sslcontext") is None:
-            self._descriptor = endpoint.fileno()
-
-    def offer(self, data: bytes) -> bool:
-        """Take whole frames, or none of them (False) while the client doesn't take what was written before."""
-        if self.paused:
-            return False
-        self.write(data)
-        return True
-
-    def write(self, data: bytes) -> None:
-        """Take whole frames, unless the connection is closing."""
-        if self._descriptor == _NONE or self._unsent():
-            if self.protocol.state is State.OPEN:
-                self.transport.write(data)
-            return
-        try:
-            sent = os.write(self._descriptor, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            # The transport meets the same error, and sees to it.
-            self._descriptor = _NONE
-            sent = 0
-        if sent != len(data):
-            self.transport.write(memoryview(data)[sent:])
+        self.outlet = Outlet(self, self.transport)
 
     @property
     def waiting(self) -> int:
         """The number of bytes that wait for the network."""
-        return self._unsent()
+        return self.transport.get_write_buffer_size()
 
     @property
     def unread(self) -> bool:
@@ -81,22 +118,12 @@ class Connection(ServerConnection):
         return not self.paused and not self.transport.is_reading()
 
     async def drained(self) -> bool:
-        """Wait until the client takes more; False where the connection is gone."""
+        """Wait until nothing waits; False where the connection is gone."""
         while self.paused and self.protocol.state is State.OPEN:
             if self._drained is None:
                 self._drained = asyncio.Event()
             await self._drained.wait()
         return self.protocol.state is State.OPEN
-
-    def abandon(self, *, slow: bool = False) -> None:
-        """Close the connection, for its slowness or for a fault of ours."""
-        if slow:
-            self.dismiss(CLOSE_TOO_SLOW, "too slow")
-        else:
-            self.transport.abort()
-
-    def end(self) -> None:
-        """A room is closed; the connection may have others, and goes on."""
 
     def dismiss(self, code: int, reason: str) -> None:
         """Close the connection, without waiting for it."""
@@ -113,18 +140,20 @@ class Connection(ServerConnection):
 
     def send_data(self) -> None:
         super().send_data()
-        if self.protocol.state is not State.OPEN:
-            # A close frame was the last.
-            self._descriptor = _NONE
+        self.outlet.review()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.outlet.review()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self.outlet.review()
         self.relieved = True
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # The descriptor is closed right after this, and may then be another connection's.
-        self._descriptor = _NONE
+        self.outlet.close()
         super().connection_lost(exc)
         self._wake()
 

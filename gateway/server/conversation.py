@@ -123,7 +123,7 @@ class Conversation:
             self._answer(step, answer)
 
     def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
-        membership = self._node.subscribe(command, self.session.codec, self.connection)
+        membership = self._node.subscribe(command, self.session.codec, self.connection.outlet)
         name = membership.collection
         self.session.enter(name)
         if name in self._subscribers:
@@ -154,4 +154,4 @@ class Conversation:
         self._metrics.commands.labels(messages.name_of(step.command), outcome).inc()
 
     def _send(self, data: bytes) -> None:
-        self.connection.write(frame(data, binary=self.session.codec.binary))
+        self.connection.outlet.write(frame(data, binary=self.session.codec.binary))

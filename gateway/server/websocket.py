@@ -26,7 +26,6 @@ CLOSE_GOING_AWAY = 1001
 CLOSE_NO_PONG = 4408
 CLOSE_TOO_MANY = 4429
 
-_WRITE_BUFFER_BYTES = 64 << 10
 _DRAIN_S = 5.0
 
 
@@ -66,7 +65,7 @@ class WebSocketServer:
             ping_interval=None,
             close_timeout=CLOSE_S,
             max_size=2 * self._limits.message_bytes,
-            write_limit=_WRITE_BUFFER_BYTES,
+            write_limit=(0, 0),
             create_connection=Connection,
             backlog=4096,
         )
@@ -92,7 +91,7 @@ class WebSocketServer:
         except TimeoutError:
             # Who doesn't read what was sent before doesn't read the close frame either.
             for conversation in list(self._conversations):
-                conversation.connection.abandon()
+                conversation.connection.outlet.abandon()
             await self._server.wait_closed()
 
     async def _converse(self, connection: ServerConnection) -> None:
@@ -106,11 +105,11 @@ class WebSocketServer:
         self._conversations.add(conversation)
         self._metrics.connections.inc()
         try:
-            connection.write(frame(session.open(self._node.name, self._ping_interval_s), binary=codec.binary))
+            connection.outlet.write(frame(session.open(self._node.name, self._ping_interval_s), binary=codec.binary))
             while True:
                 data = await connection.recv(decode=False)
                 if self._stopping:
-                    connection.write(frame(session.refuse(data, _shutting_down()), binary=codec.binary))
+                    connection.outlet.write(frame(session.refuse(data, _shutting_down()), binary=codec.binary))
                 else:
                     await conversation.take(data)
         except ConnectionClosed:
@@ -139,7 +138,7 @@ def _look_after(conversation: Conversation) -> None:
             connection.dismiss(CLOSE_TOO_SLOW, "nothing of what was sent was read")
     elif connection.heard or connection.unread:
         connection.heard = False
-        connection.write(PING)
+        connection.outlet.write(PING)
     else:
         log.info("no_pong", client=conversation.session.client_id)
         connection.dismiss(CLOSE_NO_PONG, "no pong")

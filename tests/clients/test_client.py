@@ -19,7 +19,7 @@ from hotindex.backoff import Backoff
 from hotindex.wire import vector_bytes
 from websockets.asyncio.server import ServerConnection, serve
 
-from gateway.app import Addresses
+from gateway.app import Gateway
 from gateway.commands.process import GatewayProcess
 from tests.conftest import StartGateway
 from tests.server.test_websocket import drop
@@ -28,7 +28,7 @@ FAST = Backoff(first_s=0.01, limit_s=0.05)
 
 
 @pytest.fixture
-async def client(gateway: Addresses) -> AsyncIterator[Client]:
+async def client(gateway: Gateway) -> AsyncIterator[Client]:
     async with Client(gateway.ws) as connected:
         yield connected
 
@@ -97,7 +97,7 @@ async def test_many_requests_at_once(client: Client) -> None:
     assert [document.id for document in found] == [f"d{i}" for i in range(200)]
 
 
-async def test_a_gateway_that_is_not_there(gateway: Addresses) -> None:
+async def test_a_gateway_that_is_not_there(gateway: Gateway) -> None:
     with pytest.raises(hotindex.ConnectionLost) as away:
         await Client(f"ws://127.0.0.1:{free_port()}").connect()
     assert away.value.retryable
@@ -167,7 +167,7 @@ async def test_a_consumer_that_is_busy_stops_the_flow_and_gets_the_net_change(
         }
 
 
-async def test_closing_ends_what_waits(gateway: Addresses) -> None:
+async def test_closing_ends_what_waits(gateway: Gateway) -> None:
     client = Client(gateway.ws)
     await client.connect()
     await client.upsert("m", id="a", vector=[1, 0])
@@ -304,7 +304,7 @@ def test_the_synchronous_client(tmp_path: Path) -> None:
         pass
 
 
-async def test_a_subscription_follows_a_collection_that_is_made_again(gateway: Addresses) -> None:
+async def test_a_subscription_follows_a_collection_that_is_made_again(gateway: Gateway) -> None:
     async with Client(gateway.ws, backoff=FAST) as client:
         await client.upsert("m", id="a", vector=[1.0, 0.0])
         async with client.subscribe("m") as updates:

@@ -11,7 +11,7 @@ import aiohttp
 import msgpack
 import pytest
 
-from gateway.app import Addresses
+from gateway.app import Gateway
 from tests.conftest import JsonSocket, StartGateway, json_socket
 
 HERE = "/v1/collections/m"
@@ -34,7 +34,7 @@ class Http:
 
 
 @pytest.fixture
-async def http(gateway: Addresses) -> AsyncIterator[Http]:
+async def http(gateway: Gateway) -> AsyncIterator[Http]:
     async with aiohttp.ClientSession(gateway.http) as session:
         yield Http(session)
 
@@ -199,7 +199,7 @@ async def test_rest_producers_are_understood(http: Http) -> None:
     assert (await http("GET", "/v1/documents/a"))[0] == 404
 
 
-async def test_what_is_written_over_http_comes_to_the_room(http: Http, gateway: Addresses) -> None:
+async def test_what_is_written_over_http_comes_to_the_room(http: Http, gateway: Gateway) -> None:
     await http("PUT", HERE, {"dimension": 2})
     async with json_socket(gateway.ws) as socket:
         await socket.ask(action="subscribe", collection="m")

@@ -16,7 +16,7 @@ import websockets
 from websockets.frames import Frame, Opcode
 from websockets.typing import Subprotocol
 
-from gateway.app import Addresses
+from gateway.app import Gateway
 from tests.conftest import JsonSocket, StartGateway, json_socket
 
 MSGPACK = Subprotocol("hotindex.v1.msgpack")
@@ -30,7 +30,7 @@ async def test_the_greeting_names_node_and_protocol(socket: JsonSocket) -> None:
     assert greeting == {"type": "connected", "node": "test", "protocol": 1, "ping_interval_s": 25.0}
 
 
-async def test_subprotocols_choose_the_encoding(gateway: Addresses) -> None:
+async def test_subprotocols_choose_the_encoding(gateway: Gateway) -> None:
     async with websockets.connect(f"{gateway.ws}/any/path", subprotocols=[MSGPACK]) as connection:
         assert connection.subprotocol == MSGPACK
         assert msgpack.unpackb(await connection.recv())["type"] == "connected"
@@ -83,7 +83,7 @@ async def test_upsert_get_search_patch_delete(socket: JsonSocket) -> None:
     assert (await socket.ask(action="get", collection="m", id="a"))["code"] == "not_found"
 
 
-async def test_vectors_travel_as_bytes_in_messagepack(gateway: Addresses) -> None:
+async def test_vectors_travel_as_bytes_in_messagepack(gateway: Gateway) -> None:
     async with websockets.connect(gateway.ws, subprotocols=[MSGPACK]) as connection:
         await connection.recv()
 
@@ -167,7 +167,7 @@ async def test_one_bad_document_leaves_out_the_whole_command(socket: JsonSocket)
     assert (await socket.ask(action="get", collection="m", id="b"))["code"] == "not_found"
 
 
-async def test_the_room_in_order_and_with_a_filter(gateway: Addresses) -> None:
+async def test_the_room_in_order_and_with_a_filter(gateway: Gateway) -> None:
     async with json_socket(gateway.ws) as producer, json_socket(gateway.ws) as everyone, json_socket(gateway.ws) as few:
         await producer.ask(action="upsert", collection="m", id="a", vector=[1, 0])
         subscribed = await everyone.ask(action="subscribe", collection="m")
@@ -185,7 +185,7 @@ async def test_the_room_in_order_and_with_a_filter(gateway: Addresses) -> None:
         assert left["left"] is True
 
 
-async def test_resume_misses_nothing_under_load(gateway: Addresses) -> None:
+async def test_resume_misses_nothing_under_load(gateway: Gateway) -> None:
     """A subscriber that comes and goes while others write ends with the net state, nothing twice."""
     async with json_socket(gateway.ws) as producer:
         await producer.ask(action="upsert", collection="m", id="d0", vector=[1, 0])
@@ -361,7 +361,7 @@ BAD_MSGPACK: list[tuple[bytes, str]] = [
 ]
 
 
-async def test_the_same_holds_for_messagepack(gateway: Addresses) -> None:
+async def test_the_same_holds_for_messagepack(gateway: Gateway) -> None:
     async with websockets.connect(gateway.ws, subprotocols=[MSGPACK]) as connection:
         await connection.recv()
         await connection.send(msgpack.packb({"action": "upsert", "id": "a", "vector": [1, 0]}))
@@ -406,7 +406,7 @@ async def test_a_client_that_answers_no_ping_is_closed_with_4408(start_gateway: 
         assert closed.value.rcvd.code == 4408
 
 
-async def metric(gateway: Addresses, name: str) -> float:
+async def metric(gateway: Gateway, name: str) -> float:
     async with aiohttp.ClientSession(gateway.http) as session, session.get("/metrics") as response:
         lines = (await response.text()).splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
@@ -458,7 +458,7 @@ async def test_the_largest_filters_run(socket: JsonSocket) -> None:
     assert answer["results"] == []
 
 
-async def test_subscribers_of_a_dropped_collection_are_told(gateway: Addresses) -> None:
+async def test_subscribers_of_a_dropped_collection_are_told(gateway: Gateway) -> None:
     async with json_socket(gateway.ws) as here, json_socket(gateway.ws) as behind:
         await here.ask(action="upsert", collection="m", id="x", vector=[1, 0])
         await here.ask(action="subscribe", collection="m")
@@ -473,7 +473,7 @@ async def test_subscribers_of_a_dropped_collection_are_told(gateway: Addresses) 
         assert (subscribed["index_version"], subscribed["recovered"]) == (1, True)
 
 
-async def drop(gateway: Addresses, collection: str) -> None:
+async def drop(gateway: Gateway, collection: str) -> None:
     import aiohttp
 
     async with aiohttp.ClientSession() as http, http.delete(f"{gateway.http}/v1/collections/{collection}") as response:
