@@ -12,6 +12,7 @@ from bench.harness import Report
 
 BENCHMARKS = {
     "latency": "send → acknowledged, send → last of S subscribers has it, beside the bare minimum of the path",
+    "fanout": "one event to many subscribers, beside websockets, picows, Node's ws and bare sockets",
     "engine": "updates, recall, searches, snapshots, starts, beside hnswlib and usearch",
 }
 RESULTS = Path(__file__).parent / "results"

@@ -1,7 +1,5 @@
 """Subscribers in a process of their own, that count and check every byte they get.
 
-    python -m bench.fanout.audience < JSON
-
 Subscribers with the same command must get the same stream: whoever is ahead extends what is known of it, the others are
 compared with that. When the stream holds `until`, and all have all of it, a line of JSON tells the times.
 """
@@ -232,5 +230,6 @@ def _events(stream: _Stream, task: Task) -> tuple[np.ndarray, np.ndarray]:
     return np.array(ends), np.array(sent)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the task on standard input."""
     print(json.dumps(asdict(run(Task(**json.loads(sys.stdin.readline()))))), flush=True)

@@ -93,7 +93,14 @@ class Audience:
     """Subscribers in a process of their own; a context manager that waits until all have subscribed."""
 
     def __init__(self, task: Task) -> None:
-        command = ["taskset", "-c", others(), sys.executable, "-m", "bench.fanout.audience"]
+        command = [
+            "taskset",
+            "-c",
+            others(),
+            sys.executable,
+            "-c",
+            "from bench.fanout import audience; audience.main()",
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.process.stdin is not None, "it is a pipe"
         self.process.stdin.write(json.dumps(asdict(task)) + "\n")

@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from hotindex import Client, Reset
+from hotindex import Client, Reset, Update
 
 
 async def main(url: str, collection: str, state: Path) -> None:
@@ -20,6 +20,8 @@ async def main(url: str, collection: str, state: Path) -> None:
         async for update in updates:
             if isinstance(update, Reset):
                 print("start over: everything follows")
+                continue
+            if not isinstance(update, Update):
                 continue
             print(update.index_version, update.event_type, update.document_id, update.metadata)
             written = state.with_suffix(".new")

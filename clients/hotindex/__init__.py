@@ -1,34 +1,61 @@
 """The Python client of hotindex."""
 
+from typing import TYPE_CHECKING, Any
+
 from hotindex import sync
 from hotindex.backoff import Backoff
 from hotindex.client import Client
 from hotindex.errors import (
+    BufferFull,
     Conflict,
     ConnectionLost,
     Denied,
     HotindexError,
+    InvalidFile,
     InvalidRequest,
     NotFound,
     RequestTimeout,
     ServerError,
     Unavailable,
 )
+from hotindex.listener import Listener
 from hotindex.subscription import Subscription
-from hotindex.types import Ack, Document, Hit, Reset, Results, StoredDocument, Update, WriteResult
+from hotindex.types import (
+    Ack,
+    CaughtUp,
+    Document,
+    Event,
+    Hit,
+    Reconnected,
+    Reset,
+    Results,
+    StoredDocument,
+    Update,
+    WriteResult,
+)
+
+if TYPE_CHECKING:
+    from hotindex.replica import Replica
 
 __all__ = [
     "Ack",
     "Backoff",
+    "BufferFull",
+    "CaughtUp",
     "Client",
     "Conflict",
     "ConnectionLost",
     "Denied",
     "Document",
+    "Event",
     "Hit",
     "HotindexError",
+    "InvalidFile",
     "InvalidRequest",
+    "Listener",
     "NotFound",
+    "Reconnected",
+    "Replica",
     "RequestTimeout",
     "Reset",
     "Results",
@@ -40,3 +67,12 @@ __all__ = [
     "WriteResult",
     "sync",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the replica when it is used: it needs numpy, and the rest doesn't."""
+    if name != "Replica":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from hotindex.replica import Replica  # noqa: PLC0415
+
+    return Replica

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,8 +15,9 @@ from websockets.typing import Subprotocol
 from hotindex import wire
 from hotindex.backoff import Backoff
 from hotindex.errors import ConnectionLost, HotindexError, RequestTimeout, ServerError, from_message
-from hotindex.subscription import Subscription
-from hotindex.types import Ack, Document, Include, Metadata, Results, StoredDocument, VectorLike
+from hotindex.listener import Listener
+from hotindex.subscription import BUFFER, Subscription, Wanted
+from hotindex.types import Ack, Document, Event, Include, Metadata, OnFull, Results, StoredDocument, VectorLike
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 FINAL_CLOSE_CODES = frozenset({4401, 4403})
@@ -217,12 +218,24 @@ class Client:
         epoch: str | None = None,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         include: Sequence[Include] = (),
+        caught_up: bool = False,
+        buffer: int = BUFFER,
+        on_full: OnFull = "wait",
     ) -> Subscription:
         """Return the updates of a collection, to iterate over: what comes from now on, or all after `since`.
 
-        `epoch` is that of the subscription `since` was kept from. A client has one subscription per collection at a time.
+        `epoch` is that of the subscription `since` was kept from. `caught_up` asks for a CaughtUp once what was missed has
+        come. `buffer` and `on_full` say what happens while the consumer is busy: see Subscription. A client has one
+        subscription per collection at a time.
         """
-        return Subscription(self, collection, since, epoch, dict(filter) if filter else None, include)
+        wanted = Wanted(collection, dict(filter) if filter else None, tuple(include), caught_up)
+        return Subscription(self, wanted, since, epoch, buffer, on_full)
+
+    def listen(
+        self, collection: str, callback: Callable[[Event], Awaitable[None] | None], **subscribe: Any
+    ) -> Listener:
+        """Call a function with what a subscription yields: see Listener. `subscribe` takes what that method takes."""
+        return Listener(self.subscribe(collection, **subscribe), callback)
 
     async def enter(self, subscription: Subscription) -> None:
         if leaving := self._leaving.get(subscription.collection):
@@ -395,7 +408,7 @@ class Client:
             pending = self._pending.get(ref)
             if pending is not None and not pending.reply.done():
                 self._settle(pending, message)
-        elif kind in ("index_update", "reset"):
+        elif kind in ("index_update", "reset", "caught_up"):
             subscription = self._subscriptions.get(message["collection"])
             if subscription is not None:
                 for update in wire.pushes(message):

@@ -3,6 +3,8 @@
 HotindexError             code, message, retryable
 ├── ConnectionLost        connection_lost     the gateway can't be reached, or went away before it answered
 ├── RequestTimeout        timeout             no answer in time
+├── BufferFull            buffer_full         a subscription's consumer was too slow, and it was to fail then
+├── InvalidFile           invalid_file        a replica's file is damaged, or of something else
 └── ServerError           any other           the gateway's answer is an error; `field` names the value at fault
     ├── Conflict          conflict            `version` is the one the document has
     ├── NotFound          not_found
@@ -37,6 +39,16 @@ class ConnectionLost(HotindexError):
 class RequestTimeout(HotindexError):
     def __init__(self, message: str) -> None:
         super().__init__("timeout", message, retryable=True)
+
+
+class BufferFull(HotindexError):
+    def __init__(self, message: str) -> None:
+        super().__init__("buffer_full", message, retryable=True)
+
+
+class InvalidFile(HotindexError):
+    def __init__(self, message: str) -> None:
+        super().__init__("invalid_file", message, retryable=False)
 
 
 class ServerError(HotindexError):

@@ -11,8 +11,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from hotindex import client
 from hotindex.errors import HotindexError
-from hotindex.subscription import Subscription
-from hotindex.types import Include, Reset, Update
+from hotindex.subscription import BUFFER, Subscription
+from hotindex.types import Event, Include, OnFull
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -107,16 +107,20 @@ class Client:
         epoch: str | None = None,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         include: Sequence[Include] = (),
-    ) -> Iterator[Update | Reset]:
+        caught_up: bool = False,
+        buffer: int = BUFFER,
+        on_full: OnFull = "wait",
+    ) -> Iterator[Event]:
         """Begin a subscription, and return its updates to iterate over; breaking off the iteration ends it."""
         self._opened()
-        subscription = self.run(self._subscribe(collection, since=since, epoch=epoch, filter=filter, include=include))
+        how: dict[str, Any] = {"include": include, "caught_up": caught_up, "buffer": buffer, "on_full": on_full}
+        subscription = self.run(self._subscribe(collection, since=since, epoch=epoch, filter=filter, **how))
         return self._updates(subscription)
 
     async def _subscribe(self, collection: str, **arguments: Any) -> Subscription:
         return await self.client.subscribe(collection, **arguments).__aenter__()
 
-    def _updates(self, subscription: Subscription) -> Iterator[Update | Reset]:
+    def _updates(self, subscription: Subscription) -> Iterator[Event]:
         try:
             while True:
                 yield self.run(subscription.__anext__())

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 Metadata: TypeAlias = Mapping[str, Any]
 Include: TypeAlias = Literal["content", "vector"]
+OnFull: TypeAlias = Literal["wait", "conflate", "fail"]
 
 
 class _Array(Protocol):
@@ -111,8 +112,28 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The connection was lost and is there again; what was missed follows."""
+
+    collection: str
+    index_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """All up to `index_version` has come; what follows is live."""
+
+    collection: str
+    index_version: int
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """What is known of the collection is void; all of it follows as updates."""
 
     collection: str
     epoch: str
+
+
+Event: TypeAlias = Update | Reset | Reconnected | CaughtUp
+"""What a subscription yields."""

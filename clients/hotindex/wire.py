@@ -10,7 +10,18 @@ from typing import Any
 
 import msgpack
 
-from hotindex.types import Ack, Document, Hit, Reset, Results, StoredDocument, Update, VectorLike, WriteResult
+from hotindex.types import (
+    Ack,
+    CaughtUp,
+    Document,
+    Hit,
+    Reset,
+    Results,
+    StoredDocument,
+    Update,
+    VectorLike,
+    WriteResult,
+)
 
 SUBPROTOCOL = "hotindex.v1.msgpack"
 
@@ -120,11 +131,14 @@ def _hits(items: Iterable[Mapping[str, Any]]) -> tuple[Hit, ...]:
     )
 
 
-def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset]:
-    """Yield what an `index_update` or `reset` message tells."""
+def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset | CaughtUp]:
+    """Yield what a message of the room tells."""
     collection = message["collection"]
     if message["type"] == "reset":
         yield Reset(collection, message["epoch"])
+        return
+    if message["type"] == "caught_up":
+        yield CaughtUp(collection, message["index_version"])
         return
     for event in message["events"] if "events" in message else (message["event"],):
         yield Update(

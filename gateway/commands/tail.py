@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from hotindex import Client
-from hotindex.types import Reset, Update
+from hotindex.types import Event, Reconnected, Reset, Update
 from rich.console import Console
 from rich.text import Text
 
@@ -28,17 +28,20 @@ async def _tail(url: str, collection: str, since: int | None, where: str | None,
                 console.print(describe(update))
 
 
-def _fields(update: Update | Reset) -> dict[str, object]:
+def _fields(update: Event) -> dict[str, object]:
     fields = {key: value for key, value in dataclasses.asdict(update).items() if value is not None}
-    if isinstance(update, Reset):
-        return {"event_type": "reset", **fields}
+    if not isinstance(update, Update):
+        return {"event_type": type(update).__name__.lower(), **fields}
     return fields | {"timestamp": update.timestamp.isoformat(timespec="microseconds")}
 
 
-def describe(update: Update | Reset) -> Text:
+def describe(update: Event) -> Text:
     """Return an update as a line for people."""
     if isinstance(update, Reset):
         return Text(f"reset: the whole collection follows (epoch {update.epoch})", "magenta")
+    if isinstance(update, Reconnected):
+        return Text("reconnected: what was missed follows", "magenta")
+    assert isinstance(update, Update), "nothing else was asked for"
     kind = "left" if update.left else update.event_type
     what = line(update.metadata) if update.document_id else f"{update.count} changes"
     return Text.assemble(

@@ -118,12 +118,16 @@ class Index:
 
     def apply(self, turnover: Turnover, index_version: int) -> None:
         """Make one commit visible."""
+        self.applied_at = time.monotonic()
+        if not (turnover.born or turnover.died):
+            with self._mutex:
+                self._view = replace(self._view, index_version=index_version)
+            return
         labels = np.array([label for label, _ in turnover.born], np.int64)
         blobs = b"".join(vector for _, vector in turnover.born)
         raw = np.frombuffer(blobs, np.float32).reshape(-1, self._spec.dimension)
         rows = vectors.comparable(raw, self._spec.metric)
         died = turnover.died
-        self.applied_at = time.monotonic()
         with self._mutex:
             view = self._with_room(self._view, len(labels))
             view.segment.fill(view.stop, rows, labels)

@@ -174,6 +174,9 @@ class Committer:
             while batch := self._take():
                 await self._before_commit()
                 await self._commit(batch)
+                # What came in while a large room was written to is read, and taken in, before the next commit.
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
             if self._stopping and not self._documents:
                 return
 

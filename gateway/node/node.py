@@ -299,6 +299,7 @@ class Node:
             vector="vector" in command.include,
             batch=command.batch,
             sse=sse,
+            caught_up=command.caught_up,
         )
         collection = hosted.collection
         recovered = command.since is not None and (

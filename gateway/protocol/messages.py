@@ -37,6 +37,7 @@ class Subscribe(CollectionCommand, frozen=True, kw_only=True):
     filter: JsonObject | None = None
     include: tuple[Include, ...] = ()
     batch: bool = False
+    caught_up: bool = False
 
 
 class Unsubscribe(CollectionCommand, frozen=True, kw_only=True):
@@ -157,6 +158,11 @@ class Subscribed(Message, frozen=True, kw_only=True, tag="subscribed"):
     index_version: int
     epoch: str
     recovered: bool
+
+
+class CaughtUp(Message, frozen=True, kw_only=True, tag="caught_up"):
+    collection: str
+    index_version: int
 
 
 class Unsubscribed(Message, frozen=True, kw_only=True, tag="unsubscribed"):

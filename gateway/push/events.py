@@ -25,7 +25,7 @@ _FRAME_BYTES = 1 << 20
 class Variant:
     """How a subscriber wants events. Subscribers of one variant get the same bytes.
 
-    `sse` writes Server-Sent Events instead of WebSocket frames.
+    `sse` writes Server-Sent Events instead of WebSocket frames; `caught_up` tells when all that was missed has come.
     """
 
     collection: str
@@ -35,11 +35,12 @@ class Variant:
     vector: bool = False
     batch: bool = False
     sse: bool = False
+    caught_up: bool = False
 
     @cached_property
     def form(self) -> Variant:
         """The variant without its filter: what its events look like."""
-        return replace(self, where=None) if self.where else self
+        return replace(self, where=None, caught_up=False) if self.where or self.caught_up else self
 
     def control(self, message: messages.Message, position: int | None = None) -> bytes:
         """Return a message that is no event, ready to be written."""

@@ -22,12 +22,14 @@ import structlog
 
 from gateway.engine.types import Applied, Page, Span
 from gateway.faults import internal
-from gateway.protocol.messages import Reset, Unsubscribed
+from gateway.protocol.messages import CaughtUp, Reset, Unsubscribed
 from gateway.push.events import Events, Variant
 
-PAGE = 512
+PAGE = 128
 PAGE_BYTES = 128 << 10
 """Documents, and about how many bytes of them, read from the store at a time: what one slow subscriber costs."""
+
+_LONGEST_PAUSE_S = 0.02
 
 log = structlog.get_logger(__name__)
 
@@ -183,7 +185,12 @@ class Room:
             self._log_bytes -= self._log.popleft().events.size_bytes
 
     def _go_live(self, subscriber: Subscriber) -> None:
-        self._live.setdefault(subscriber.variant, {})[subscriber] = subscriber.sink.offer
+        variant = subscriber.variant
+        self._live.setdefault(variant, {})[subscriber] = subscriber.sink.offer
+        if variant.caught_up:
+            # In the same turn as it goes live: what is written after is what happens after.
+            caught_up = CaughtUp(collection=self.collection, index_version=self.head)
+            subscriber.sink.write(variant.control(caught_up, self.head))
 
     def _leave_behind(self, subscriber: Subscriber) -> None:
         self._behind.add(subscriber)
@@ -237,10 +244,15 @@ class Room:
             subscriber.replay = Span(subscriber.cursor, subscriber.cursor, self.head)
             subscriber.replay_due = asyncio.get_running_loop().time() + self._limits.lag_s
         subscriber.replay = replace(subscriber.replay, after=subscriber.cursor)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
         page = await self._read(subscriber.replay, PAGE, PAGE_BYTES, subscriber.variant.vector)
         if data := Events(page.changes).bytes_for(subscriber.variant):
             subscriber.sink.write(data)
         subscriber.cursor = page.through
+        if self._live and page.more:
+            # Half of the time is for those who are up to date.
+            await asyncio.sleep(min(_LONGEST_PAUSE_S, loop.time() - started))
 
 
 def _offer(members: dict[Subscriber, Callable[[bytes], bool]], data: bytes) -> list[Subscriber]:
