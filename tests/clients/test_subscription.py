@@ -134,7 +134,7 @@ async def test_what_a_callback_raises_is_raised(gateway: Gateway) -> None:
             raise LookupError("the consumer's own fault")
 
         listener = await client.listen("m", broken).__aenter__()
-        await filled(client, 1, 1)
+        await filled(client, 2, 1)
         with pytest.raises(LookupError, match="own fault"):
             await listener.ended()
         with pytest.raises(LookupError, match="own fault"):
