@@ -49,7 +49,7 @@ _STATUS = {
     "storage_unavailable": 503,
     "internal": 500,
 }
-_COMMAND = "hotindex.command"
+_COMMAND = web.RequestKey("command", str)
 _STREAM_RETRY_S = 5.0
 _T = TypeVar("_T")
 _Default = TypeVar("_Default", int, None)
@@ -263,7 +263,9 @@ class HttpServer:
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """Answer with the room's events until the client or the collection is gone."""
         request[_COMMAND] = "subscribe"
-        since = _integer(request, "since", None, 0, 2**63 - 1, request.headers.get("Last-Event-ID"))
+        since = _integer(request, "since", None, 0, 2**63 - 1)
+        if last := request.headers.get("Last-Event-ID"):
+            since = _parsed(last, "Last-Event-ID", 0, 2**63 - 1)
         command = messages.Subscribe(
             collection=request.match_info["collection"],
             since=since,
@@ -404,13 +406,12 @@ def _filter(request: web.Request) -> messages.JsonObject | None:
         raise InvalidFilter(f"filter is {checks.show(text)}; it must be a JSON object", field="filter") from None
 
 
-def _integer(
-    request: web.Request, name: str, default: _Default, low: int, high: int, text: str | None = None
-) -> int | _Default:
-    """Return a number of the query, or the one in `text`."""
-    text = request.query.get(name) if text is None else text
-    if text is None:
-        return default
+def _integer(request: web.Request, name: str, default: _Default, low: int, high: int) -> int | _Default:
+    text = request.query.get(name)
+    return default if text is None else _parsed(text, name, low, high)
+
+
+def _parsed(text: str, name: str, low: int, high: int) -> int:
     try:
         value = int(text)
     except ValueError:
