@@ -6,10 +6,12 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import websockets
 from hypothesis import settings
@@ -41,7 +43,13 @@ class Subscriber:
         self._ponged = asyncio.Event()
 
     async def subscribe(self, url: str, since: int | None, epoch: str | None = None) -> None:
-        self.connection = await websockets.connect(url, max_queue=None, ping_interval=None, close_timeout=0.1)
+        narrow = socket.socket()
+        # What a stalled client leaves to the gateway is soon more than the kernel takes.
+        narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        narrow.connect((urlsplit(url).hostname, urlsplit(url).port))
+        self.connection = await websockets.connect(
+            url, sock=narrow, max_queue=None, ping_interval=None, close_timeout=0.1
+        )
         await self.connection.recv()
         command = {"action": "subscribe", "collection": "m", "filter": self.where, "batch": self.batch}
         await self.connection.send(json.dumps({**command, "since": since, "epoch": epoch}))
