@@ -28,6 +28,10 @@ SUBSCRIBERS = (1000, 5000)
 DELIVERIES = 400_000
 ROUNDS = 5
 CROWD = 8000
+AUDIENCE = 1000
+DURABLE_S = 8.0
+STALLED_S = 2.0
+DURABLE_RATE = 3000
 IDLE = 5000
 MISSED, DOCUMENTS = 100_000, 10_000
 FILTERED = [f'{{"action":"subscribe","collection":"bench","filter":{{"group":{{"$gte":{i}}}}}}}' for i in range(GROUPS)]
@@ -47,7 +51,7 @@ def run(seed: int, scale: float) -> Report:
         _rates(report, Path(folder), rounds)
         _filters(report, Path(folder), rounds)
         with gateway.on_its_core(Path(folder) / "data") as served:
-            _durable(report, served, vectors, max(2.0, 8 * scale))
+            _durable(report, served, vectors, DURABLE_S)
             _stalled(report, served, vectors, rounds)
         with gateway.on_its_core(Path(folder) / "resume") as served:
             _resume(report, served, vectors, max(1, rounds // 2))
@@ -96,12 +100,12 @@ def _rates(report: Report, folder: Path, rounds: int) -> None:
 def _filters(report: Report, folder: Path, rounds: int) -> None:
     """Compare the processor time of a delivery with and without filters; each filter lets a part of the events through."""
     costs: dict[str, list[float]] = {"no filter": [], f"{GROUPS} filters": []}
-    events = DELIVERIES // 1000
+    events = DELIVERIES // AUDIENCE
     with rival("hotindex", folder) as server:
         for _ in range(rounds):
             for name, commands in zip(costs, ([gateway.SUBSCRIBE], FILTERED), strict=True):
                 before = server.cpu_s()
-                _, outcome = _publish(server, 1000, events, commands)
+                _, outcome = _publish(server, AUDIENCE, events, commands)
                 costs[name].append((server.cpu_s() - before) / outcome.deliveries * 1e6)
     plain, filtered = (median(found) for found in costs.values())
     for name, found in costs.items():
@@ -113,7 +117,7 @@ def _filters(report: Report, folder: Path, rounds: int) -> None:
 def _durable(report: Report, served: GatewayProcess, vectors: gateway.Vectors, seconds: float) -> None:
     found = {}
     for name, command in (("one event a frame", gateway.SUBSCRIBE), ("batch", gateway.BATCH)):
-        one = found[name] = uvloop.run(gateway.steady(served, vectors, 1000, 3000, seconds, command))
+        one = found[name] = uvloop.run(gateway.steady(served, vectors, AUDIENCE, DURABLE_RATE, seconds, command))
         shown = f"{_latency(one.outcome)}; {one.cpu_us:.0f} µs of processor time an event"
         report.rows.append((f"3,000 durable events/s, {name}", "1,000", shown))
         report.results.append({"section": "durable", "name": name, **asdict(one)})
@@ -123,7 +127,7 @@ def _durable(report: Report, served: GatewayProcess, vectors: gateway.Vectors, s
 
 
 def _stalled(report: Report, served: GatewayProcess, vectors: gateway.Vectors, rounds: int) -> None:
-    one = uvloop.run(gateway.stalled(served, vectors, 999, 100, 2.0, rounds))
+    one = uvloop.run(gateway.stalled(served, vectors, AUDIENCE - 1, 100, STALLED_S, rounds))
     alone, beside = (median(o.p99_ms for o in outcomes) for outcomes in (one.alone, one.beside))
     report.rows.append(("100 events/s, others", "999", f"p99 {alone:.1f} ms"))
     report.rows.append(("beside one that doesn't read", "999", f"p99 {beside:.1f} ms"))
@@ -138,7 +142,7 @@ def _stalled(report: Report, served: GatewayProcess, vectors: gateway.Vectors, r
 
 
 def _resume(report: Report, served: GatewayProcess, vectors: gateway.Vectors, rounds: int) -> None:
-    one = uvloop.run(gateway.resume(served, vectors, 100, MISSED, DOCUMENTS, rounds))
+    one = uvloop.run(gateway.resume(served, vectors, AUDIENCE // 10, MISSED, DOCUMENTS, rounds))
     quiet, beside = (median(o.p99_ms for o in outcomes) for outcomes in (one.quiet, one.beside))
     shown = f"{one.states:,} states in {median(one.seconds):.2f} s"
     report.rows.append((f"resume after {one.missed:,} changes", "1", shown))

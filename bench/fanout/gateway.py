@@ -26,6 +26,9 @@ Vectors = npt.NDArray[np.float32]
 COLLECTION = "bench"
 DIMENSION = 384
 IDS = 2000
+SLEEPERS = 200
+SLEEP_S = 20.0
+RESUME_S = 3.0
 SUBSCRIBE = json.dumps({"action": "subscribe", "collection": COLLECTION})
 BATCH = json.dumps({"action": "subscribe", "collection": COLLECTION, "batch": True})
 UNTIL = '"last":true'
@@ -199,14 +202,11 @@ async def stalled(
         socket.transport.abort()
     idle = resident_bytes(gateway.process.pid)
     many = [await _Sleeper().subscribe(gateway.ws) for _ in range(SLEEPERS)]
-    await steady(gateway, vectors, 1, 1000, 20.0)
+    await steady(gateway, vectors, 1, 1000, SLEEP_S)
     grown = resident_bytes(gateway.process.pid) - idle
     for socket in many:
         socket.transport.abort()
     return Stalled(alone, beside, grown / SLEEPERS, len(states), sleeper.held == states)
-
-
-SLEEPERS = 200
 
 
 async def _documents(gateway: GatewayProcess, since: int) -> dict[str, int]:
@@ -273,9 +273,9 @@ async def resume(
     quiet, beside = [], []
     seconds: list[float] = []
     for _ in range(rounds):
-        quiet.append((await steady(gateway, vectors, subscribers, 200, 3.0)).outcome)
+        quiet.append((await steady(gateway, vectors, subscribers, 200, RESUME_S)).outcome)
         resuming = asyncio.create_task(_resumes(gateway, since, documents, seconds))
-        beside.append((await steady(gateway, vectors, subscribers, 200, 3.0)).outcome)
+        beside.append((await steady(gateway, vectors, subscribers, 200, RESUME_S)).outcome)
         resuming.cancel()
     return Resume(missed, documents, seconds, quiet, beside)
 
@@ -284,7 +284,7 @@ async def _resumes(gateway: GatewayProcess, since: int, documents: int, seconds:
     """Resume, once a second: the time until exactly the net states have come."""
     command = json.dumps({"action": "subscribe", "collection": COLLECTION, "since": since}).encode()
     while True:
-        await asyncio.sleep(1.0)
+        await asyncio.sleep(RESUME_S / 3)
         seconds.append(await _resumed(gateway.ws, command, documents))
 
 

@@ -78,9 +78,14 @@ def rival(kind: str, folder: Path) -> Iterator[RivalServer]:
             process.kill()
 
 
+def npm() -> str | None:
+    """Return where npm is, if it is there."""
+    return shutil.which("npm")
+
+
 def node_ready(folder: Path) -> bool:
     """Put Node's server and its library into `folder`; False where there is no npm."""
-    if not shutil.which("npm"):
+    if not npm():
         return False
     shutil.copy(HERE / "server.js", folder)
     subprocess.run(

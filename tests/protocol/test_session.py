@@ -105,3 +105,23 @@ def test_frames_have_the_lengths_of_the_rfc(size: int) -> None:
     payload = b"x" * size
     assert frame(payload, binary=False) == Frame(Opcode.TEXT, payload).serialize(mask=False)
     assert frame(payload, binary=True) == Frame(Opcode.BINARY, payload).serialize(mask=False)
+
+
+def test_commands_beyond_the_rate_are_refused_until_tokens_have_grown() -> None:
+    now = 0
+    limited = Session("c1", JSON, Limits(commands_per_s=2), lambda: now)
+    limited.open("n1", 25.0)
+
+    def ask() -> dict[str, Any]:
+        reply = send(limited, action="ping", ref=1)
+        assert isinstance(reply, Reply)
+        answer: dict[str, Any] = json.loads(reply.data)
+        return answer
+
+    assert [ask()["type"] for _ in range(3)] == ["pong", "pong", "error"]
+    refused = ask()
+    assert (refused["code"], refused["retryable"], refused["retry_after_s"]) == ("rate_limited", True, 0.5)
+    now += 500_000
+    assert [ask()["type"] for _ in range(2)] == ["pong", "error"]
+    now += 60_000_000
+    assert [ask()["type"] for _ in range(3)] == ["pong", "pong", "error"], "a second's worth at most"

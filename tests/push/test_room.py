@@ -354,3 +354,57 @@ async def test_events_share_frames_of_bounded_size(tmp_path: Path) -> None:
     assert len(pipe.events()) == 10
     assert 2 <= len(pipe.messages()) <= 5
     collection.close()
+
+
+async def test_caught_up_comes_when_it_goes_live_and_again_after_it_fell_behind(stage: Stage) -> None:
+    stage.commit(put("a", 1, 2, 3, 4))
+    pipe = Pipe()
+    stage.join(pipe, since=0, caught_up=True)
+    await stage.settled()
+    assert [message["type"] for message in pipe.messages()] == ["reset", "index_update", "caught_up"]
+    pipe.open.clear()
+    stage.commit(put("a", 2, 2, 3, 4))
+    stage.commit(put("a", 3, 2, 3, 4))
+    pipe.open.set()
+    await stage.settled()
+    assert pipe.messages()[-1] == {"type": "caught_up", "collection": "things", "index_version": 3}
+    assert positions(pipe) == [1, 2, 3]
+
+
+async def test_who_takes_too_long_for_the_net_change_is_closed(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    stage = Stage(collection, RoomLimits(log_bytes=0, lag_s=-1.0))
+    for i in range(300):
+        stage.commit(put(f"d{i}", i, 0, 0, 1))
+    first = Pipe()
+    stage.join(first, since=0)
+    await stage.settled()
+    assert not first.abandoned, "what came before it joined may take any time"
+    assert len(positions(first)) == 300
+    first.open.clear()
+    for i in range(300):
+        stage.commit(put(f"d{i}", i, 1, 0, 1))
+    first.open.set()
+    await stage.settled()
+    assert first.abandoned
+    assert first.slow
+    collection.close()
+
+
+def test_subscribers_of_different_filters_share_what_was_encoded(stage: Stage) -> None:
+    pipes = [Pipe() for _ in range(4)]
+    for i, pipe in enumerate(pipes):
+        stage.join(pipe, where=Filter({"x": {"$gte": i}}))
+    stage.commit(*(put(f"d{i}", i, 0, 0, 1, metadata={"x": i}) for i in range(4)))
+    assert [len(positions(pipe)) for pipe in pipes] == [4, 3, 2, 1]
+    (entry,) = stage.room._log
+    (encoded,) = entry.events._encoded.values()
+    assert len(encoded) == 4, "each event once"
+
+
+async def test_a_closed_room_tells_its_sinks(stage: Stage) -> None:
+    pipe = Pipe()
+    stage.join(pipe)
+    stage.room.close()
+    assert pipe.ended
+    assert pipe.messages() == [{"type": "unsubscribed", "collection": "things"}]

@@ -158,9 +158,10 @@ class PushMachine(RuleBasedStateMachine):
         self.runner.run(subscriber.subscribe(self.gateway.ws, 0))
         return subscriber
 
-    @rule(subscriber=subscribers)
-    def stall(self, subscriber: Subscriber) -> None:
+    @rule(subscriber=subscribers, number=NUMBERS)
+    def stall_while_much_is_written(self, subscriber: Subscriber, number: int) -> None:
         subscriber.stall()
+        self.write_often(number, 25)
 
     @rule(subscriber=subscribers)
     def wake(self, subscriber: Subscriber) -> None:
