@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HOMES = {
     "hnswlib": {"gateway/engine/graph.py"},
     "sqlite3": {"gateway/engine/database.py"},
-    "websockets": {"gateway/server/websocket.py", "clients/hotindex/client.py"},
+    "websockets": {"gateway/server/connection.py", "clients/hotindex/client.py"},
     "aiohttp": {"gateway/server/http.py"},
     "msgpack": {"clients/hotindex/wire.py"},
     "model2vec": {"gateway/embed/local.py"},

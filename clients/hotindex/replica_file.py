@@ -14,8 +14,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
-import msgpack
-
 from hotindex import wire
 from hotindex.errors import InvalidFile
 from hotindex.types import StoredDocument
@@ -63,7 +61,7 @@ def _parts(contents: Contents) -> Iterator[bytes]:
     for document in contents.documents:
         vector = None if document.vector is None else wire.vector_bytes(document.vector)
         at = document.updated_at.isoformat()
-        yield msgpack.packb([document.id, document.version, at, document.metadata, document.content, vector])
+        yield wire.pack([document.id, document.version, at, document.metadata, document.content, vector])
 
 
 def read(path: Path, identity: dict[str, Any]) -> Contents:
@@ -76,7 +74,7 @@ def read(path: Path, identity: dict[str, Any]) -> Contents:
         for name, value in identity.items():
             if header[name] != value:
                 raise InvalidFile(f"{path} is of a replica with {name} {header[name]!r}, not {value!r}")
-        unpacker = msgpack.Unpacker(file, max_buffer_size=0)
+        unpacker = wire.unpacker(file)
         documents = [_document(identity["collection"], unpacker.unpack()) for _ in range(header["documents"])]
     return Contents(identity, header["epoch"], header["index_version"], documents)
 

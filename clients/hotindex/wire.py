@@ -6,7 +6,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
-from typing import Any
+from typing import IO, Any
 
 import msgpack
 
@@ -30,6 +30,16 @@ def encode(message: Mapping[str, Any]) -> bytes:
     """Encode a command; entries that are None are left out."""
     data: bytes = msgpack.packb({key: value for key, value in message.items() if value is not None})
     return data
+
+
+def pack(value: Any) -> bytes:
+    data: bytes = msgpack.packb(value)
+    return data
+
+
+def unpacker(file: IO[bytes]) -> Any:
+    """Return what reads one value after the other from a file."""
+    return msgpack.Unpacker(file, max_buffer_size=0)
 
 
 def decode(data: bytes) -> dict[str, Any]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Any
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeAlias
 
-from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
+from websockets.typing import Subprotocol
 
 CLOSE_TOO_SLOW = 4413
 CLOSE_S = 2.0
@@ -88,7 +91,7 @@ class Outlet:
 
 
 class Connection(ServerConnection):
-    """`outlet` is there once it is connected. Its transport is to count as full with the first byte that waits."""
+    """`outlet` is there once it is connected."""
 
     outlet: Outlet
 
@@ -106,6 +109,13 @@ class Connection(ServerConnection):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         self.outlet = Outlet(self, self.transport)
+
+    async def receive(self) -> bytes | None:
+        """Return the next message, None once the connection is closed."""
+        try:
+            return await self.recv(decode=False)
+        except ConnectionClosed:
+            return None
 
     @property
     def waiting(self) -> int:
@@ -165,3 +175,38 @@ class Connection(ServerConnection):
     def data_received(self, data: bytes) -> None:
         self.heard = True
         super().data_received(data)
+
+
+Listening: TypeAlias = Server
+
+
+async def listen(
+    converse: Callable[[Connection], Awaitable[None]], host: str, port: int, subprotocols: Sequence[str], max_bytes: int
+) -> Listening:
+    """Accept connections, and run `converse` for each. Raises OSError where that isn't possible."""
+
+    async def handle(connection: ServerConnection) -> None:
+        assert isinstance(connection, Connection), "create_connection makes these"
+        await converse(connection)
+
+    return await serve(
+        handle,
+        host,
+        port,
+        subprotocols=[Subprotocol(name) for name in subprotocols],
+        select_subprotocol=_select,
+        compression=None,
+        server_header="hotindex",
+        ping_interval=None,
+        close_timeout=CLOSE_S,
+        max_size=max_bytes,
+        # A transport counts as full with the first byte that waits: then the descriptor may not be written to.
+        write_limit=(0, 0),
+        create_connection=Connection,
+        backlog=4096,
+    )
+
+
+def _select(connection: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    known = connection.protocol.available_subprotocols or ()
+    return next((name for name in offered if name in known), None)

@@ -292,7 +292,7 @@ class HttpServer:
         self._streams.add(stream)
         try:
             await response.prepare(request)
-            await stream.pump(response)
+            await stream.pump(response.write)
         finally:
             self._streams.discard(stream)
             self._node.unsubscribe(membership.collection, subscriber)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-
-from aiohttp import web
+from collections.abc import Awaitable, Callable
 
 from gateway.protocol.framing import SSE_PING
 
@@ -58,19 +57,19 @@ class EventStream:
         else:
             self._stuck = True
 
-    async def pump(self, response: web.StreamResponse) -> None:
-        """Write to a prepared response what comes, until the stream ends or the client is gone."""
+    async def pump(self, write: Callable[[bytes], Awaitable[None]]) -> None:
+        """Write what comes until the stream ends, or `write` raises ConnectionError: the client is gone."""
         try:
             while self._open or self._waiting:
                 await self._wake.wait()
                 self._wake.clear()
                 while count := len(self._waiting):
-                    await response.write(b"".join(self._waiting))
+                    await write(b"".join(self._waiting))
                     del self._waiting[:count]
                     self._stuck = False
                 self._drained.set()
         except ConnectionError:
-            pass  # the client is gone
+            pass
         finally:
             self._waiting.clear()
             self.end()

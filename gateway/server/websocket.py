@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import structlog
-from websockets.asyncio.server import Server, ServerConnection, serve
-from websockets.exceptions import ConnectionClosed
-from websockets.typing import Subprotocol
 
 from gateway.errors import HotindexError, Overloaded
 from gateway.metrics import Metrics
@@ -17,7 +14,7 @@ from gateway.node.node import Node
 from gateway.protocol.codec import BY_SUBPROTOCOL, JSON
 from gateway.protocol.framing import PING, frame
 from gateway.protocol.session import Limits, Session
-from gateway.server.connection import CLOSE_S, CLOSE_TOO_SLOW, Connection
+from gateway.server.connection import CLOSE_S, CLOSE_TOO_SLOW, Connection, Listening, listen
 from gateway.server.conversation import Conversation
 
 log = structlog.get_logger(__name__)
@@ -49,26 +46,13 @@ class WebSocketServer:
         self._now = now
         self._conversations: set[Conversation] = set()
         self._stopping = False
-        self._server: Server | None = None
+        self._server: Listening | None = None
         self._keepalive: asyncio.Task[None] | None = None
 
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port bound. Raises OSError where that isn't possible."""
-        self._server = await serve(
-            self._converse,
-            host,
-            port,
-            subprotocols=[Subprotocol(name) for name in BY_SUBPROTOCOL],
-            select_subprotocol=_select,
-            compression=None,
-            server_header="hotindex",
-            ping_interval=None,
-            close_timeout=CLOSE_S,
-            max_size=2 * self._limits.message_bytes,
-            write_limit=(0, 0),
-            create_connection=Connection,
-            backlog=4096,
-        )
+        max_bytes = 2 * self._limits.message_bytes
+        self._server = await listen(self._converse, host, port, [*BY_SUBPROTOCOL], max_bytes)
         self._keepalive = asyncio.create_task(self._keep_alive(), name="keepalive")
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
@@ -94,8 +78,7 @@ class WebSocketServer:
                 conversation.connection.outlet.abandon()
             await self._server.wait_closed()
 
-    async def _converse(self, connection: ServerConnection) -> None:
-        assert isinstance(connection, Connection), "create_connection makes these"
+    async def _converse(self, connection: Connection) -> None:
         if len(self._conversations) >= self._max_connections:
             await connection.close(CLOSE_TOO_MANY, f"more than {self._max_connections} connections")
             return
@@ -106,14 +89,11 @@ class WebSocketServer:
         self._metrics.connections.inc()
         try:
             connection.outlet.write(frame(session.open(self._node.name, self._ping_interval_s), binary=codec.binary))
-            while True:
-                data = await connection.recv(decode=False)
+            while (data := await connection.receive()) is not None:
                 if self._stopping:
                     connection.outlet.write(frame(session.refuse(data, _shutting_down()), binary=codec.binary))
                 else:
                     await conversation.take(data)
-        except ConnectionClosed:
-            pass
         finally:
             self._metrics.connections.dec()
             self._conversations.discard(conversation)
@@ -146,7 +126,3 @@ def _look_after(conversation: Conversation) -> None:
 
 def _shutting_down() -> HotindexError:
     return Overloaded("the gateway is shutting down", retry_after_s=1.0)
-
-
-def _select(_: ServerConnection, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-    return next((name for name in offered if name in BY_SUBPROTOCOL), None)

@@ -20,7 +20,9 @@ def test_a_small_run_has_every_section(
     monkeypatch.setattr(churn, "COMPARED", (0, 1, 2))
     monkeypatch.setattr(churn, "QUERIES", 20)
     monkeypatch.setattr(load, "REPEATS", 1)
-    monkeypatch.setattr(steady, "SECONDS", 0.3)
+    monkeypatch.setattr(load, "BULK_ROUNDS", 1)
+    monkeypatch.setattr(steady, "WINDOWS", 2)
+    monkeypatch.setattr(steady, "WINDOW_S", 0.2)
     monkeypatch.setattr(steady, "QUERIES", 60)
     monkeypatch.setattr(restart, "REPEATS", 1)
     small = data.movies()[:1000]

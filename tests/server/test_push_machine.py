@@ -223,5 +223,5 @@ class PushMachine(RuleBasedStateMachine):
             await subscriber.vanish()
 
 
-PushMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40)
+PushMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
 TestPush = PushMachine.TestCase
