@@ -70,6 +70,8 @@ class Client:
         self._rooms: set[str] = set()
         self._subscriptions: dict[str, Subscription] = {}
         self._leaving: dict[str, asyncio.Task[None]] = {}
+        self._renewals: dict[Subscription, asyncio.Task[None]] = {}
+        """At most one for each subscription, so that it begins again once, and not after it has ended."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._end: HotindexError | None = None
@@ -100,7 +102,8 @@ class Client:
         if self._connection is not None:
             await self._connection.close()
         if self._runner is not None:
-            self._runner.cancel()
+            for task in (self._runner, *self._tasks):
+                task.cancel()
             await asyncio.gather(self._runner, *self._tasks, return_exceptions=True)
 
     async def upsert(
@@ -228,6 +231,8 @@ class Client:
         come. `buffer` and `on_full` say what happens while the consumer is busy: see Subscription. A client has one
         subscription per collection at a time.
         """
+        if filter is not None and not isinstance(filter, Mapping):
+            raise TypeError(f"filter is {filter!r}; it must be a mapping")
         wanted = Wanted(collection, dict(filter) if filter else None, tuple(include), caught_up)
         return Subscription(self, wanted, since, epoch, buffer, on_full)
 
@@ -260,17 +265,26 @@ class Client:
             self._forget(subscription)
             if not isinstance(error, ServerError):
                 # The gateway may have begun, and its answer came too late.
-                leaving = self._spawn(self._send_unsubscribe(subscription))
-                self._leaving[subscription.collection] = leaving
-                leaving.add_done_callback(lambda _: self._leaving.pop(subscription.collection, None))
+                self._leave_soon(subscription)
             raise
 
     async def leave(self, subscription: Subscription) -> None:
         if self._forget(subscription) and self._connected.is_set():
             await self._send_unsubscribe(subscription)
 
+    def give_up(self, subscription: Subscription) -> None:
+        if self._forget(subscription):
+            self._leave_soon(subscription)
+
+    def _leave_soon(self, subscription: Subscription) -> None:
+        leaving = self._spawn(self._send_unsubscribe(subscription))
+        self._leaving[subscription.collection] = leaving
+        leaving.add_done_callback(lambda _: self._leaving.pop(subscription.collection, None))
+
     def _forget(self, subscription: Subscription) -> bool:
         """Let another subscription to the collection begin; tell whether this was the one."""
+        if renewal := self._renewals.pop(subscription, None):
+            renewal.cancel()
         known = self._subscriptions.get(subscription.collection)
         if known is not None and known is not subscription:
             return False
@@ -279,7 +293,11 @@ class Client:
         return known is not None
 
     def subscribe_again(self, subscription: Subscription) -> None:
-        self._spawn(self._resubscribe(subscription))
+        if self._subscriptions.get(subscription.collection) is not subscription:
+            return
+        if renewal := self._renewals.pop(subscription, None):
+            renewal.cancel()
+        self._renewals[subscription] = self._spawn(self._resubscribe(subscription))
 
     def unsubscribe(self, subscription: Subscription) -> None:
         self._spawn(self._send_unsubscribe(subscription))
@@ -314,6 +332,10 @@ class Client:
         at_once: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Send a command and return its reply; `again` says that it may be sent twice."""
+        if self._runner is None:
+            raise HotindexError(
+                "not_connected", "use the client in an async with, or connect it first", retryable=False
+            )
         try:
             async with asyncio.timeout(self._timeout_s):
                 while True:
@@ -345,6 +367,8 @@ class Client:
             raise ConnectionLost(f"lost the connection to {self.url}: {error}") from error
         finally:
             del self._pending[ref]
+            if not pending.reply.cancel() and not pending.reply.cancelled():
+                pending.reply.exception()  # looked at, whoever else was told
 
     async def _dial(self) -> ClientConnection:
         return await connect(
@@ -362,7 +386,8 @@ class Client:
             self._connection = connection
             self._connected.set()
             for subscription in self._subscriptions.values():
-                self.subscribe_again(subscription)
+                if not subscription.full:
+                    self.subscribe_again(subscription)
             try:
                 while True:
                     self._take(wire.decode(await connection.recv(decode=False)))
@@ -422,9 +447,9 @@ class Client:
         if message["type"] == "error":
             pending.reply.set_exception(from_message(message))
             return
+        pending.reply.set_result(message)
         if pending.at_once is not None:
             pending.at_once(message)
-        pending.reply.set_result(message)
 
     def _stop(self, error: HotindexError) -> None:
         """End everything with `error`, once."""

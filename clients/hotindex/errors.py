@@ -42,11 +42,15 @@ class RequestTimeout(HotindexError):
 
 
 class BufferFull(HotindexError):
+    """More updates than the subscription holds waited for its consumer, and it was to fail then."""
+
     def __init__(self, message: str) -> None:
         super().__init__("buffer_full", message, retryable=True)
 
 
 class InvalidFile(HotindexError):
+    """A replica's file is damaged, or of something else, or can't be where it is to be."""
+
     def __init__(self, message: str) -> None:
         super().__init__("invalid_file", message, retryable=False)
 

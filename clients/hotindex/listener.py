@@ -21,6 +21,8 @@ class Listener:
     """
 
     def __init__(self, subscription: Subscription, callback: Callable[[Event], Awaitable[None] | None]) -> None:
+        if not callable(callback):
+            raise TypeError(f"callback is {callback!r}; it must be a function")
         self.subscription = subscription
         self._callback = callback
         self._task: asyncio.Task[None] | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,14 +13,16 @@ from typing import Any, Self
 
 import numpy as np
 
-from hotindex import replica_file, wire
+from hotindex import replica_file
 from hotindex.backoff import Backoff
 from hotindex.client import DEFAULT_URL, Client
-from hotindex.errors import ConnectionLost
+from hotindex.errors import ConnectionLost, InvalidFile
 from hotindex.replica_file import Contents
 from hotindex.subscription import Subscription
-from hotindex.types import CaughtUp, Event, Hit, Include, Reset, StoredDocument, Update, VectorLike
-from hotindex.vectors import Metric, VectorTable
+from hotindex.types import CaughtUp, Event, Hit, Include, Metric, Reset, StoredDocument, Update, VectorLike
+from hotindex.vectors import VectorTable
+
+log = logging.getLogger("hotindex")
 
 
 class Replica:
@@ -28,9 +32,9 @@ class Replica:
             await replica.synced()
             hits = replica.search(vector, k=10)
 
-    `include` says what of the documents is kept besides metadata; without vectors there is no search. `metric` is the
-    collection's. With `path` it begins with what the file holds, writes it every `save_interval_s` and when it is closed,
-    and gets only what has changed since. Reads need no connection, and tell of the last state that arrived.
+    `include` says what of the documents is kept besides metadata; without vectors there is no search. With `path` it
+    begins with what the file holds, writes it every `save_interval_s` and when it is closed, and gets only what has
+    changed since. Reads need no connection, and tell of the last state that arrived.
 
     An error that ends the subscription, such as a collection that isn't there, is raised by `synced`, `ended` and at the
     end of the `async with`. InvalidFile is raised at its beginning.
@@ -43,8 +47,7 @@ class Replica:
         *,
         filter: Mapping[str, Any] | None = None,  # noqa: A002 - the contract's name
         include: Sequence[Include] = ("vector",),
-        metric: Metric = "cosine",
-        path: Path | None = None,
+        path: Path | str | None = None,
         save_interval_s: float = 30.0,
         **client: Any,
     ) -> None:
@@ -52,22 +55,29 @@ class Replica:
         self.collection = collection
         self.index_version = 0
         """Everything up to here is in the copy."""
+        self.metric: Metric | None = None
+        """The collection's, once it is known."""
+        self.save_error: OSError | None = None
+        """Why the file couldn't be written when it was tried last; it is tried again, and at the end raised."""
         self.epoch: str | None = None
         self._client = Client(url, **client)
-        self._filter = dict(filter) if filter else None
+        # As it comes back from the file: a tuple is a list there.
+        self._filter: dict[str, Any] | None = json.loads(json.dumps(dict(filter))) if filter else None
         self._include = tuple(include)
-        self._metric: Metric = metric
-        self._path = path
+        self._path = None if path is None else Path(path)
         self._save_interval_s = save_interval_s
         self._documents: dict[str, StoredDocument] = {}
-        self._vectors = VectorTable(metric)
+        self._vectors = VectorTable()
         self._subscription: Subscription | None = None
         self._changed = asyncio.Event()
+        self._saving = asyncio.Lock()
         self._saved_at: tuple[str | None, int] | None = None
         self._unconnected = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        if self._path is not None and not self._path.parent.is_dir():
+            raise InvalidFile(f"{self._path} can't be written: there is no folder {self._path.parent}")
         if self._path is not None and self._path.exists():
             self._adopt(await asyncio.to_thread(replica_file.read, self._path, self._identity()))
         try:
@@ -133,43 +143,57 @@ class Replica:
         return iter(list(self._documents.values()))
 
     def get(self, document_id: str) -> StoredDocument | None:
+        """Return a document as it last arrived; None where there is none."""
         return self._documents.get(document_id)
 
     def search(
         self, vector: VectorLike, k: int = 10, *, where: Callable[[dict[str, Any]], bool] | None = None
     ) -> list[Hit]:
-        """Return the k nearest documents, exactly; of those whose metadata `where` accepts."""
+        """Return the k nearest documents, exactly; of those whose metadata `where` accepts.
+
+        Raises ValueError for a vector that can't be compared, and before the first state has come.
+        """
         if "vector" not in self._include:
             raise ValueError("the replica has no vectors: include has none")
-        query = np.frombuffer(wire.vector_bytes(vector), "<f4").astype(np.float32)
+        if self.metric is None:
+            raise ValueError("the replica has no state yet: wait until it is synced")
+        query = np.asarray(np.frombuffer(vector, "<f4") if isinstance(vector, bytes) else vector, np.float32)
         fits = None if where is None else lambda document_id: where(self._documents[document_id].metadata)
-        return [self._hit(document_id, score) for document_id, score in self._vectors.nearest(query, k, fits)]
+        return [
+            self._hit(document_id, score) for document_id, score in self._vectors.nearest(query, k, self.metric, fits)
+        ]
 
     def _hit(self, document_id: str, score: float) -> Hit:
         found = self._documents[document_id]
         return Hit(found.id, score, found.version, found.metadata, found.content, found.vector)
 
     async def save(self) -> None:
-        """Write the file: all of it or, if that fails, nothing (OSError)."""
+        """Write the file: all of it or, if that fails, nothing (OSError). Cancelling it waits for the disk."""
         if self._path is None:
             raise ValueError("the replica has no path")
-        position = (self.epoch, self.index_version)
-        if self.epoch is None or position == self._saved_at:
-            return
-        contents = Contents(self._identity(), self.epoch, self.index_version, list(self._documents.values()))
-        await asyncio.to_thread(replica_file.write, self._path, contents)
-        self._saved_at = position
+        async with self._saving:
+            position = (self.epoch, self.index_version)
+            if self.epoch is None or self.metric is None or position == self._saved_at:
+                return
+            documents = list(self._documents.values())
+            contents = Contents(self._identity(), self.epoch, self.index_version, self.metric, documents)
+            writing = asyncio.create_task(asyncio.to_thread(replica_file.write, self._path, contents))
+            try:
+                await asyncio.shield(writing)
+            finally:
+                # A thread can't be cancelled, and two must not write one file.
+                await asyncio.wait([writing])
+            self._saved_at = position
 
     def _identity(self) -> dict[str, Any]:
         return {
             "collection": self.collection,
             "filter": self._filter,
             "include": sorted(self._include),
-            "metric": self._metric,
         }
 
     def _adopt(self, contents: Contents) -> None:
-        self.epoch, self.index_version = contents.epoch, contents.index_version
+        self.epoch, self.index_version, self.metric = contents.epoch, contents.index_version, contents.metric
         for document in contents.documents:
             self._put(document)
         self._saved_at = (self.epoch, self.index_version)
@@ -208,13 +232,13 @@ class Replica:
         match event:
             case Reset():
                 self._documents.clear()
-                self._vectors = VectorTable(self._metric)
+                self._vectors = VectorTable()
                 self.epoch, self.index_version = event.epoch, 0
             case Update():
                 self._update(event)
                 self.index_version = event.index_version
             case CaughtUp():
-                self.index_version = event.index_version
+                self.index_version, self.metric = event.index_version, event.metric
 
     def _update(self, event: Update) -> None:
         if event.document_id is None:
@@ -244,4 +268,9 @@ class Replica:
     async def _save_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(self._save_interval_s)
-            await self.save()
+            try:
+                await self.save()
+                self.save_error = None
+            except OSError as error:
+                self.save_error = error
+                log.warning("the replica of %s can't be saved to %s: %s", self.collection, self._path, error)

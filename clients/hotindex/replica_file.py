@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from hotindex import wire
 from hotindex.errors import InvalidFile
-from hotindex.types import StoredDocument
+from hotindex.types import Metric, StoredDocument
 
 _FORMAT = 1
 _CHECKSUM_BYTES = 4
@@ -29,6 +29,7 @@ class Contents:
     identity: dict[str, Any]
     epoch: str
     index_version: int
+    metric: Metric
     documents: list[StoredDocument]
 
 
@@ -55,7 +56,7 @@ def write(path: Path, contents: Contents) -> None:
 
 
 def _parts(contents: Contents) -> Iterator[bytes]:
-    position = {"epoch": contents.epoch, "index_version": contents.index_version}
+    position = {"epoch": contents.epoch, "index_version": contents.index_version, "metric": contents.metric}
     header = {"hotindex_replica": _FORMAT, **contents.identity, **position, "documents": len(contents.documents)}
     yield json.dumps(header).encode() + b"\n"
     for document in contents.documents:
@@ -76,19 +77,19 @@ def read(path: Path, identity: dict[str, Any]) -> Contents:
                 raise InvalidFile(f"{path} is of a replica with {name} {header[name]!r}, not {value!r}")
         unpacker = wire.unpacker(file)
         documents = [_document(identity["collection"], unpacker.unpack()) for _ in range(header["documents"])]
-    return Contents(identity, header["epoch"], header["index_version"], documents)
+    return Contents(identity, header["epoch"], header["index_version"], header["metric"], documents)
 
 
 def _verify(path: Path, file: IO[bytes]) -> None:
     """Compare the checksum, and go back to the beginning."""
-    left = file.seek(0, os.SEEK_END) - _CHECKSUM_BYTES
+    size = left = file.seek(0, os.SEEK_END) - _CHECKSUM_BYTES
     file.seek(0)
     checksum = 0
     while left > 0:
         block = file.read(min(left, 1 << 20))
         checksum = zlib.crc32(block, checksum)
         left -= len(block)
-    if left < 0 or file.read() != checksum.to_bytes(_CHECKSUM_BYTES, "big"):
+    if size <= 0 or file.read() != checksum.to_bytes(_CHECKSUM_BYTES, "big"):
         raise InvalidFile(f"{path} is damaged, or no replica's file: its checksum differs")
     file.seek(0)
 

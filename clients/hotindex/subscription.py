@@ -31,6 +31,10 @@ class Link(Protocol):
         """Stop what the gateway pushes, without an end to the subscription."""
         ...
 
+    def give_up(self, subscription: Subscription) -> None:
+        """Leave without waiting: the subscription has failed."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -124,9 +128,15 @@ class Subscription:
         self._interrupted = True
         self._pause()
 
+    @property
+    def full(self) -> bool:
+        """Whether it waits for its consumer, and begins again by itself."""
+        return self._full
+
     def _pause(self) -> None:
         self._active = False
         self._caught_up = False
+        self._held.pop(CaughtUp, None)  # it speaks of what was
 
     def push(self, event: Update | Reset | CaughtUp) -> None:
         """Take in what arrives. Called by the client's reader, which never waits here."""
@@ -137,11 +147,12 @@ class Subscription:
         if len(self._held) < self._buffer:
             return
         if self._on_full == "fail":
-            self.fail(BufferFull(f"{self._buffer} updates of {self.collection!r} wait for their consumer"))
+            self.fail(BufferFull(f"{len(self._held)} updates of {self.collection!r} wait for their consumer"))
+            self._link.give_up(self)
         else:
             self._full = True
             self._pause()
-        self._link.unsubscribe(self)
+            self._link.unsubscribe(self)
 
     def _hold(self, event: Event) -> None:
         # The end of an atomic batch has the index_version of its last change.

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 Metadata: TypeAlias = Mapping[str, Any]
 Include: TypeAlias = Literal["content", "vector"]
+Metric: TypeAlias = Literal["cosine", "ip", "l2"]
 OnFull: TypeAlias = Literal["wait", "conflate", "fail"]
 
 
@@ -121,10 +122,11 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """All up to `index_version` has come; what follows is live."""
+    """All up to `index_version` has come; what follows is live. `metric` is what the collection's scores are."""
 
     collection: str
     index_version: int
+    metric: Metric
 
 
 @dataclass(frozen=True, slots=True)

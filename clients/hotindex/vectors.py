@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-Metric: TypeAlias = Literal["cosine", "ip", "l2"]
+from hotindex.types import Metric
+
 _FIRST_CAPACITY = 256
 _GROWTH = 1.5
 _BLOCK = 16_384
@@ -18,10 +18,7 @@ _BLOCK = 16_384
 class VectorTable:
     """Vectors of one dimension under ids. Scores are those of the gateway: larger is closer, for every metric."""
 
-    def __init__(self, metric: Metric) -> None:
-        if metric not in ("cosine", "ip", "l2"):
-            raise ValueError(f"metric is {metric!r}; it must be cosine, ip or l2")
-        self._metric = metric
+    def __init__(self) -> None:
         self._rows = np.empty((0, 0), np.float32)
         self._ids: list[str | None] = []
         self._slots: dict[str, int] = {}
@@ -29,8 +26,6 @@ class VectorTable:
 
     def put(self, document_id: str, vector: array[float]) -> None:
         row = np.frombuffer(vector, np.float32)
-        if self._metric == "cosine":
-            row = row / np.linalg.norm(row)
         slot = self._slots.get(document_id)
         if slot is None:
             slot = self._slots[document_id] = self._slot(len(row))
@@ -42,7 +37,7 @@ class VectorTable:
             return self._free.pop()
         slot = len(self._ids)
         if slot == len(self._rows):
-            grown = np.empty((max(_FIRST_CAPACITY, int(slot * _GROWTH)), dimension), np.float32)
+            grown = np.zeros((max(_FIRST_CAPACITY, int(slot * _GROWTH)), dimension), np.float32)
             if slot:
                 grown[:slot] = self._rows
             self._rows = grown
@@ -56,16 +51,22 @@ class VectorTable:
             self._free.append(slot)
 
     def nearest(
-        self, vector: npt.NDArray[np.float32], k: int, fits: Callable[[str], bool] | None
+        self, vector: npt.NDArray[np.float32], k: int, metric: Metric, fits: Callable[[str], bool] | None
     ) -> list[tuple[str, float]]:
-        """Return ids and scores of the k nearest to vector[d], best first, ties by id."""
+        """Return ids and scores of the k nearest to vector[d], best first, ties by id. Raises ValueError."""
+        if k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        if vector.ndim != 1 or not np.isfinite(vector).all():
+            raise ValueError(f"the vector must be a list of finite numbers, not {vector!r}")
+        if metric == "cosine" and not vector.any():
+            raise ValueError("the vector is zero, which has no direction to compare by cosine")
         used = len(self._ids)
         if not self._slots:
             return []
         if vector.shape != self._rows.shape[1:]:
-            raise ValueError(f"the vector has shape {vector.shape}, the collection's have {self._rows.shape[1:]}")
+            raise ValueError(f"the vector has {len(vector)} numbers, the collection's have {self._rows.shape[1]}")
         scores = np.concatenate(
-            [self._scores(start, min(used, start + _BLOCK), vector) for start in range(0, used, _BLOCK)]
+            [self._scores(start, min(used, start + _BLOCK), vector, metric) for start in range(0, used, _BLOCK)]
         )
         found: list[tuple[str, float]] = []
         worst = -np.inf
@@ -78,12 +79,17 @@ class VectorTable:
                 worst = score
         return sorted(found, key=lambda one: (-one[1], one[0]))[:k]
 
-    def _scores(self, start: int, stop: int, vector: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _scores(
+        self, start: int, stop: int, vector: npt.NDArray[np.float32], metric: Metric
+    ) -> npt.NDArray[np.float32]:
         rows = self._rows[start:stop]
-        if self._metric == "l2":
-            scores: npt.NDArray[np.float32] = -np.square(rows - vector).sum(axis=1)
-        elif self._metric == "cosine":
-            scores = rows @ (vector / np.linalg.norm(vector))
+        scores: npt.NDArray[np.float32]
+        if metric == "l2":
+            scores = -np.square(rows - vector).sum(axis=1)
+        elif metric == "cosine":
+            lengths = np.linalg.norm(rows, axis=1)
+            lengths[lengths == 0] = 1
+            scores = (rows @ (vector / np.linalg.norm(vector)) / lengths).astype(np.float32)
         else:
             scores = rows @ vector
         return scores

@@ -148,7 +148,7 @@ def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset | CaughtUp]:
         yield Reset(collection, message["epoch"])
         return
     if message["type"] == "caught_up":
-        yield CaughtUp(collection, message["index_version"])
+        yield CaughtUp(collection, message["index_version"], message["metric"])
         return
     for event in message["events"] if "events" in message else (message["event"],):
         yield Update(

@@ -220,14 +220,16 @@ class Reader:
     def changes(self, span: Span, limit: int, limit_bytes: int, *, with_vectors: bool = False) -> Page:
         """Return the latest state of what changed in `span`: at most `limit` documents, of about `limit_bytes`.
 
-        A document that has changed again after the span is left out: it comes with a later one.
+        A document that has changed again after the span is left out: it comes with a later one. From the beginning on there
+        are no deletions, for there was nothing to delete.
         """
         vector = "v.vector" if with_vectors else "NULL"
+        alive = "" if span.origin else " AND d.vector_version IS NOT NULL"
         join = "LEFT JOIN vectors v USING (vector_version)" if with_vectors else ""
         with storage_errors("read changes"):
             rows = self._connection.execute(
                 f"SELECT {DOCUMENT}, {vector} FROM documents d {join}"
-                " WHERE d.index_version > ? AND d.index_version <= ? ORDER BY d.index_version LIMIT ?",
+                f" WHERE d.index_version > ? AND d.index_version <= ?{alive} ORDER BY d.index_version LIMIT ?",
                 (span.after, span.through, limit + 1),
             )
             changes: list[Change] = []
@@ -249,7 +251,7 @@ def _net_change(document: Document, origin: int, vector: bytes | None) -> Change
         event_type = EventType.INSERT
     else:
         event_type = EventType.UPDATE
-    return Change(event_type, document, None, vector, net=True)
+    return Change(event_type, document, None, vector, net=origin > 0)
 
 
 class Readers:

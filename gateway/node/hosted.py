@@ -76,7 +76,9 @@ class Hosted:
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
         self._left = 0
         self._tickets = itertools.count()
-        self.room = Room(self.name, collection.epoch, collection.index_version, self.read_changes, room)
+        self.room = Room(
+            self.name, collection.epoch, collection.index_version, self.read_changes, room, collection.spec.metric
+        )
         self.upkeep = Upkeep(
             collection,
             UpkeepThreads(threads.upkeep, threads.rebuild),

@@ -163,6 +163,7 @@ class Subscribed(Message, frozen=True, kw_only=True, tag="subscribed"):
 class CaughtUp(Message, frozen=True, kw_only=True, tag="caught_up"):
     collection: str
     index_version: int
+    metric: str
 
 
 class Unsubscribed(Message, frozen=True, kw_only=True, tag="unsubscribed"):

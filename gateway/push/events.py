@@ -20,6 +20,9 @@ from gateway.protocol.timestamps import iso
 _FRAME_BYTES = 1 << 20
 """Events share a frame up to about this size, so that any client takes it."""
 
+PART_BYTES = 256 << 10
+"""About how much is written to a subscriber at once: what one that doesn't read can hold on to."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -74,29 +77,45 @@ class Events:
 
     def __init__(self, changes: Sequence[Change | BatchComplete]) -> None:
         self.changes = changes
-        self.size_bytes = sum(change.size_bytes for change in changes)
+        self._raw_bytes = self.size_bytes = sum(change.size_bytes for change in changes)
         self._verdicts: dict[Filter, list[_Verdict]] = {}
         self._metadata: dict[int, tuple[Any, Any]] = {}
         self._encoded: dict[Variant, dict[tuple[int, bool], bytes]] = {}
         self._joined: dict[Variant, bytes] = {}
 
-    def bytes_for(self, variant: Variant, after: int = 0) -> bytes:
-        """Return what is to be written for `variant`, of events after that index_version; empty where none concerns it."""
-        if not self.changes or index_version(self.changes[0]) > after:
-            data = self._joined.get(variant)
-            if data is None:
-                data = self._joined[variant] = self._join(variant, after)
-                self.size_bytes += len(data)
-            return data
-        return self._join(variant, after)
+    @property
+    def large(self) -> bool:
+        """Whether they are more than is written to a subscriber at once."""
+        return self._raw_bytes > PART_BYTES
+
+    def bytes_for(self, variant: Variant) -> bytes:
+        """Return what is to be written for `variant`, all of it; empty where no event concerns it. Kept for the next."""
+        data = self._joined.get(variant)
+        if data is None:
+            data = self._joined[variant] = self._join(variant, self._concerning(variant, 0))
+            self.size_bytes += len(data)
+        return data
+
+    def part(self, variant: Variant, after: int) -> tuple[bytes, int]:
+        """Return a part of what is to be written for `variant` after that index_version, and the one it goes up to."""
+        if not self.large and after < index_version(self.changes[0]):
+            return self.bytes_for(variant), index_version(self.changes[-1])
+        part: list[tuple[int, bool]] = []
+        size_bytes = 0
+        for i, left in self._concerning(variant, after):
+            # The end of an atomic batch has the index_version of its last change: they aren't parted.
+            if size_bytes > PART_BYTES and index_version(self.changes[i]) > index_version(self.changes[part[-1][0]]):
+                return self._join(variant, part), index_version(self.changes[part[-1][0]])
+            part.append((i, left))
+            size_bytes += self.changes[i].size_bytes
+        return self._join(variant, part), index_version(self.changes[-1])
 
     def messages_for(self, variant: Variant) -> tuple[messages.Event, ...]:
         """Return the events that concern `variant`, not encoded."""
         return tuple(_event(self.changes[i], variant, left=left) for i, left in self._concerning(variant, 0))
 
-    def _join(self, variant: Variant, after: int) -> bytes:
+    def _join(self, variant: Variant, concerning: Iterable[tuple[int, bool]]) -> bytes:
         form = variant.form
-        concerning = self._concerning(variant, after)
         if variant.batch:
             return b"".join(self._shared_frames(form, concerning))
         return b"".join([self._encode(form, i, left) for i, left in concerning])

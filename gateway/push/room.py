@@ -87,6 +87,8 @@ class Subscriber:
     replay: Span
     replay_due: float = math.inf
     catching_up: asyncio.Task[None] | None = None
+    closed: bool = False
+    """Whether the room has let it go, since there is no more to come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +101,20 @@ class Room:
     """Call on the event loop. `head` is the index_version up to which everything was published."""
 
     def __init__(
-        self, collection: str, epoch: str, head: int, read: ReadChanges, limits: RoomLimits = RoomLimits()
+        self,
+        collection: str,
+        epoch: str,
+        head: int,
+        read: ReadChanges,
+        limits: RoomLimits = RoomLimits(),
+        metric: str = "cosine",
     ) -> None:
         self.collection = collection
         self.epoch = epoch
         self.head = head
         self._read = read
         self._limits = limits
+        self._metric = metric
         self._live: dict[Variant, dict[Subscriber, Callable[[bytes], bool]]] = {}
         self._behind: set[Subscriber] = set()
         self._log: deque[_Entry] = deque()
@@ -155,6 +164,7 @@ class Room:
         members = [*self._behind, *(member for live in self._live.values() for member in live)]
         for subscriber in members:
             self.leave(subscriber)
+            subscriber.closed = True
             subscriber.sink.write(subscriber.variant.control(Unsubscribed(collection=self.collection)))
             subscriber.sink.end()
 
@@ -164,7 +174,8 @@ class Room:
         entry = _Entry(applied, Events(applied.events))
         before, self.head = self.head, applied.index_version
         for variant, members in list(self._live.items()):
-            if not all(map(variant.can_show, applied.events)):
+            if entry.events.large or not all(map(variant.can_show, applied.events)):
+                # Each takes a large commit at its own speed, and in parts, so that it isn't held in memory for each.
                 lagging = list(members)
             else:
                 lagging = _offer(members, entry.events.bytes_for(variant))
@@ -189,7 +200,7 @@ class Room:
         self._live.setdefault(variant, {})[subscriber] = subscriber.sink.offer
         if variant.caught_up:
             # In the same turn as it goes live: what is written after is what happens after.
-            caught_up = CaughtUp(collection=self.collection, index_version=self.head)
+            caught_up = CaughtUp(collection=self.collection, index_version=self.head, metric=self._metric)
             subscriber.sink.write(variant.control(caught_up, self.head))
 
     def _leave_behind(self, subscriber: Subscriber) -> None:
@@ -230,12 +241,13 @@ class Room:
                 continue
             if not all(map(variant.can_show, entry.applied.events)):
                 return False
-            size_bytes = entry.events.size_bytes
-            data = entry.events.bytes_for(variant, subscriber.cursor)
-            self._log_bytes += entry.events.size_bytes - size_bytes
-            if data and not subscriber.sink.offer(data):
-                break
-            subscriber.cursor = entry.applied.index_version
+            while subscriber.cursor < entry.applied.index_version:
+                size_bytes = entry.events.size_bytes
+                data, through = entry.events.part(variant, subscriber.cursor)
+                self._log_bytes += entry.events.size_bytes - size_bytes
+                if data and not subscriber.sink.offer(data):
+                    return True
+                subscriber.cursor = through
         return True
 
     async def _from_store(self, subscriber: Subscriber) -> None:

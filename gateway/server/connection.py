@@ -105,6 +105,7 @@ class Connection(ServerConnection):
         """Whether all that waited had gone out at some time since."""
         self._drained: asyncio.Event | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._end: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -151,6 +152,9 @@ class Connection(ServerConnection):
     def send_data(self) -> None:
         super().send_data()
         self.outlet.review()
+        if self._end is None and self.protocol.state is State.CLOSING:
+            # Whatever still comes in, once one side has closed the other has not for ever.
+            self._end = self.loop.call_later(CLOSE_S, self.transport.abort)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -164,6 +168,8 @@ class Connection(ServerConnection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.outlet.close()
+        if self._end is not None:
+            self._end.cancel()
         super().connection_lost(exc)
         self._wake()
 

@@ -125,6 +125,9 @@ class Conversation:
     def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
         membership = self._node.subscribe(command, self.session.codec, self.connection.outlet)
         name = membership.collection
+        for other in [other for other, subscriber in self._subscribers.items() if subscriber.closed]:
+            self.session.rooms.discard(other)
+            del self._subscribers[other]
         self.session.enter(name)
         if name in self._subscribers:
             self._node.unsubscribe(name, self._subscribers.pop(name))

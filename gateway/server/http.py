@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from typing import Literal, TypeVar
 
@@ -51,7 +52,10 @@ _STATUS = {
 }
 _COMMAND = web.RequestKey("command", str)
 _STREAM_RETRY_S = 5.0
+_STOP_S = 1.0
+_STOP_POLL_S = 0.02
 _T = TypeVar("_T")
+_INTEGER = re.compile(r"-?[0-9]{1,30}")
 _Default = TypeVar("_Default", int, None)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -152,6 +156,12 @@ class HttpServer:
             self._keepalive.cancel()
         for stream in self._streams:
             stream.end()
+        waited = 0.0
+        while self._streams and waited < _STOP_S:
+            waited += _STOP_POLL_S
+            await asyncio.sleep(_STOP_POLL_S)
+        for stream in self._streams:
+            stream.abandon()
         await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -272,6 +282,7 @@ class HttpServer:
             epoch=request.query.get("epoch"),
             filter=_filter(request),
             include=_include(request),
+            caught_up=request.query.get("caught_up") in ("1", "true"),
         )
         if len(self._streams) >= self._max_streams:
             raise RateLimited(f"more than {self._max_streams} streams", retry_after_s=_STREAM_RETRY_S)
@@ -286,13 +297,16 @@ class HttpServer:
             join = membership.join
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         response.content_type = EVENT_STREAM_TYPE
-        position = membership.index_version if since is None or not membership.recovered else since
+        # Who breaks off before the reset that follows must begin anew.
+        position = membership.index_version if since is None else since if membership.recovered else 0
         stream.write(membership.variant.control(membership.reply(), position))
         subscriber = join()
         self._streams.add(stream)
         try:
             await response.prepare(request)
             await stream.pump(response.write)
+        except ConnectionError:
+            pass  # gone before the answer
         finally:
             self._streams.discard(stream)
             self._node.unsubscribe(membership.collection, subscriber)
@@ -412,10 +426,9 @@ def _integer(request: web.Request, name: str, default: _Default, low: int, high:
 
 
 def _parsed(text: str, name: str, low: int, high: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise InvalidMessage(f"{name} is {checks.show(text)}, not an integer", field=name) from None
+    if not _INTEGER.fullmatch(text):
+        raise InvalidMessage(f"{name} is {checks.show(text)}, not an integer", field=name)
+    value = int(text)
     checks.between(value, low, high, name)
     return value
 

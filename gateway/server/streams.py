@@ -7,6 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from gateway.protocol.framing import SSE_PING
 
+_PIECE_BYTES = 64 << 10
+"""What is written at a time: a client that takes one now and then is slow, but not stuck."""
+
 CONTENT_TYPE = "text/event-stream"
 
 
@@ -63,10 +66,12 @@ class EventStream:
             while self._open or self._waiting:
                 await self._wake.wait()
                 self._wake.clear()
-                while count := len(self._waiting):
-                    await write(b"".join(self._waiting))
-                    del self._waiting[:count]
-                    self._stuck = False
+                while self._waiting:
+                    data = memoryview(self._waiting[0])
+                    for start in range(0, len(data), _PIECE_BYTES):
+                        await write(bytes(data[start : start + _PIECE_BYTES]))
+                        self._stuck = False
+                    del self._waiting[0]
                 self._drained.set()
         except ConnectionError:
             pass

@@ -73,7 +73,7 @@ async def test_scores_are_the_gateways_for_every_metric(gateway: Gateway, metric
 
     async with aiohttp.ClientSession() as session:
         await session.put(f"{gateway.http}/v1/collections/m", json={"dimension": 8, "metric": metric})
-    async with Client(gateway.ws) as client, Replica("m", gateway.ws, metric=metric) as replica:
+    async with Client(gateway.ws) as client, Replica("m", gateway.ws) as replica:
         ack = await client.upsert("m", documents(50))
         await replica.reached(ack.index_version)
         ours = replica.search([0.5] * 8, 5)

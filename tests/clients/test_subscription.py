@@ -77,7 +77,7 @@ async def test_caught_up_comes_after_what_was_missed(gateway: Gateway) -> None:
         async with client.subscribe("m", since=0, caught_up=True, filter={"none": 1}) as updates:
             assert isinstance(await anext(updates), Reset)
             assert not updates.in_sync
-            assert await anext(updates) == CaughtUp("m", 20), "also where the filter hides everything"
+            assert await anext(updates) == CaughtUp("m", 20, "cosine"), "also where the filter hides everything"
             assert updates.in_sync
             assert updates.index_version == 20
 
@@ -89,7 +89,7 @@ async def test_a_lost_connection_is_told_before_what_was_missed(tmp_path: Path, 
         await client.connect()
         await filled(client, 1, 1)
         updates = client.subscribe("m", caught_up=True)
-        assert await anext(updates) == CaughtUp("m", 1)
+        assert await anext(updates) == CaughtUp("m", 1, "cosine")
         assert updates.in_sync
     async with asyncio.timeout(10):
         while updates.in_sync:

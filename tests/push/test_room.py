@@ -367,7 +367,12 @@ async def test_caught_up_comes_when_it_goes_live_and_again_after_it_fell_behind(
     stage.commit(put("a", 3, 2, 3, 4))
     pipe.open.set()
     await stage.settled()
-    assert pipe.messages()[-1] == {"type": "caught_up", "collection": "things", "index_version": 3}
+    assert pipe.messages()[-1] == {
+        "type": "caught_up",
+        "collection": "things",
+        "index_version": 3,
+        "metric": "cosine",
+    }
     assert positions(pipe) == [1, 2, 3]
 
 
