@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -13,13 +12,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 from websockets.typing import Subprotocol
 
+from gateway.server.buffers import bounded
+
 CLOSE_TOO_SLOW = 4413
 CLOSE_S = 2.0
 """How long a client has to take its close frame, and answer it."""
-
-_SOCKET_BUFFER_BYTES = 128 << 10
-"""What the kernel is asked to hold for one connection; it takes twice that. By itself it would go up to megabytes, for a
-client that doesn't read too."""
 
 
 class Outlet:
@@ -33,9 +30,7 @@ class Outlet:
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection = connection
         self._transport = transport
-        endpoint = transport.get_extra_info("socket")
-        endpoint.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER_BYTES)
-        self._descriptor: int = endpoint.fileno()
+        self._descriptor = bounded(transport).fileno()
         self._direct = False
         """Whether nothing waits in the transport, so that what is written to the descriptor comes after all before it."""
 

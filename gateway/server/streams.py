@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from gateway.protocol.framing import SSE_PING
+from gateway.server.buffers import bounded
 
 _PIECE_BYTES = 64 << 10
 """What is written at a time: a client that takes one now and then is slow, but not stuck."""
@@ -17,6 +18,7 @@ class EventStream:
     """A room's sink that holds what is on its way out, and takes nothing more meanwhile. Call on the event loop."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
+        bounded(transport)
         self._transport = transport
         self._waiting: list[bytes] = []
         self._wake = asyncio.Event()
