@@ -26,7 +26,7 @@ from gateway.commands.process import GatewayProcess
 
 SUBSCRIBERS = (1000, 5000)
 DELIVERIES = 400_000
-ROUNDS = 5
+ROUNDS = 4
 CROWD = 8000
 AUDIENCE = 1000
 DURABLE_S = 8.0
