@@ -15,6 +15,7 @@ from typing import IO, Self
 
 from bench.fanout.audience import Outcome, Task
 
+_SERVE = "from bench.fanout import servers; servers.main()"
 HERE = Path(__file__).parent
 SERVER_CORE = 0
 NODE_WS = "ws@8.18.3"
@@ -67,7 +68,7 @@ def _line(stream: IO[str] | None) -> str:
 @contextmanager
 def rival(kind: str, folder: Path) -> Iterator[RivalServer]:
     """Start a server on its core."""
-    command = ["node", "server.js"] if kind == "node ws" else [sys.executable, "-m", "bench.fanout.servers", kind]
+    command = ["node", "server.js"] if kind == "node ws" else [sys.executable, "-c", _SERVE, kind]
     where = folder if kind == "node ws" else None
     with subprocess.Popen(
         pinned(SERVER_CORE, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=where

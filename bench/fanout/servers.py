@@ -1,9 +1,7 @@
 """Servers that write the same events to all who are connected, each in the fastest way its library has.
 
-    python -m bench.fanout.servers KIND
-
-prints its port. A number on standard input has it write as many events, one frame each, as fast as it can; an empty line
-has it tell the processor time it has used.
+`main` prints its port. A number on standard input has it write as many events, one frame each, as fast as it can; an
+empty line has it tell the processor time it has used.
 """
 
 from __future__ import annotations
@@ -170,5 +168,6 @@ def _events(server: Server, first: int, count: int) -> Iterator[Any]:
         yield server.make(n, n == first + count - 1)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Serve the kind named on the command line."""
     uvloop.run(_main(sys.argv[1]))

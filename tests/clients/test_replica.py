@@ -216,3 +216,42 @@ async def _says(stream: Any, line: str) -> None:
     async with asyncio.timeout(30):
         while (await asyncio.to_thread(stream.readline)).strip() != line:
             pass
+
+
+async def test_leaving_while_the_file_is_written_neither_fails_nor_damages_it(gateway: Gateway, tmp_path: Path) -> None:
+    """A thread can't be cancelled: a last save once wrote the file at the same time as the one before it."""
+    path = tmp_path / "m.replica"
+    async with Client(gateway.ws) as client:
+        await client.upsert("m", [Document(f"d{i}", [1.0, i] * 64) for i in range(1000)])
+        for turn in range(15):
+            async with Replica("m", gateway.ws, path=path, save_interval_s=0.001) as replica:
+                await replica.synced()
+                for i in range(5):
+                    ack = await client.upsert("m", id="d1", vector=[turn + 1.0, i] * 64)
+                    await replica.reached(ack.index_version)
+            assert not path.with_name("m.replica.new").exists()
+        async with Replica("m", gateway.ws, path=path) as replica:
+            assert replica.index_version >= 1000, "from the file"
+
+
+async def test_wrong_arguments_are_named(gateway: Gateway, tmp_path: Path) -> None:
+    async with Client(gateway.ws) as client:
+        await client.upsert("m", documents(3))
+    async with Replica("m", gateway.ws, path=str(tmp_path / "text.replica"), filter={"n": {"$in": (0, 1)}}) as replica:
+        with pytest.raises(ValueError, match="no state yet"):
+            replica.search([1] * 8)
+        await replica.synced()
+        for wrong, named in (
+            ([1] * 7, "7 numbers"),
+            ([0] * 8, "zero"),
+            ([float("nan")] * 8, "finite"),
+            (np.ones((2, 8)), "finite numbers"),
+        ):
+            with pytest.raises(ValueError, match=named):
+                replica.search(wrong)
+        with pytest.raises(ValueError, match="k is 0"):
+            replica.search([1] * 8, k=0)
+    async with Replica("m", gateway.ws, path=str(tmp_path / "text.replica"), filter={"n": {"$in": (0, 1)}}) as replica:
+        assert len(replica) == 2, "a tuple is what it was"
+    with pytest.raises(InvalidFile, match="no folder"):
+        await Replica("m", gateway.ws, path=tmp_path / "none" / "m.replica").__aenter__()

@@ -143,3 +143,49 @@ async def test_what_a_callback_raises_is_raised(gateway: Gateway) -> None:
             await client.listen("nowhere", broken).__aenter__()
         async with client.subscribe("m"):
             pass
+
+
+async def test_a_subscription_that_ended_is_not_begun_again(gateway: Gateway) -> None:
+    """One that was about to go on, after its buffer had been full, once went on at the gateway after it was left."""
+    async with Client(gateway.ws) as client:
+        await filled(client, 5, 5)
+        for _ in range(5):
+            async with client.subscribe("m", since=0, buffer=1) as updates:
+                await anext(updates)
+            assert (await client.get("m", "d0")).id == "d0"
+            async with asyncio.timeout(5):
+                while len(gateway.node.hosted("m").room):
+                    await asyncio.sleep(0.005)
+        async with client.subscribe("m", filter={"k": 1}) as updates:
+            await client.upsert("m", id="a", vector=[1, 1, 1], metadata={"k": 2})
+            await client.upsert("m", id="b", vector=[1, 1, 1], metadata={"k": 1})
+            event = await anext(updates)
+            assert isinstance(event, Update)
+            assert event.document_id == "b"
+
+
+async def test_a_busy_consumer_through_many_reconnects_sees_nothing_twice(
+    tmp_path: Path, start_gateway: StartGateway
+) -> None:
+    port = free_port()
+    async with start_gateway(data_dir=tmp_path, ws_port=port) as gateway, Client(gateway.ws) as first:
+        await filled(first, 20, 10)
+    client = Client(f"ws://127.0.0.1:{port}", backoff=FAST)
+    updates = client.subscribe("m", since=0, buffer=4, on_full="conflate")
+    position = 0
+    for turn in range(4):
+        async with start_gateway(data_dir=tmp_path, ws_port=port):
+            if not turn:
+                await client.connect()
+            await client.patch("m", "d0", {"turn": turn})
+            for _ in range(6 if turn < 3 else 20):
+                try:
+                    async with asyncio.timeout(1.0):
+                        event = await anext(updates)
+                except TimeoutError:
+                    break
+                if isinstance(event, Update):
+                    assert event.index_version > position
+                    position = event.index_version
+    assert position == 24
+    await client.close()

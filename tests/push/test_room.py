@@ -413,3 +413,40 @@ async def test_a_closed_room_tells_its_sinks(stage: Stage) -> None:
     stage.room.close()
     assert pipe.ended
     assert pipe.messages() == [{"type": "unsubscribed", "collection": "things"}]
+
+
+@pytest.mark.parametrize("batch", [False, True])
+async def test_a_large_commit_goes_out_in_parts(stage: Stage, batch: bool) -> None:
+    """Each of many filters once had a copy of it, and each client that didn't read held on to its own."""
+    offered: list[int] = []
+
+    class Noting(Pipe):
+        def offer(self, data: bytes) -> bool:
+            offered.append(len(data))
+            return super().offer(data)
+
+    pipes = [Noting(), Pipe(), Pipe()]
+    for i, pipe in enumerate(pipes):
+        stage.join(pipe, where=Filter({"x": {"$gte": i}}), batch=batch)
+    stage.commit(*(put(f"d{i}", i, 0, 0, 1, metadata={"x": i, "text": "t" * 3000}) for i in range(400)), atomic=True)
+    assert not pipes[0].data, "nobody waits for anybody else's megabyte"
+    await stage.settled()
+    assert [len(pipe.events()) for pipe in pipes] == [401, 400, 399]
+    assert pipes[0].events()[-1]["event_type"] == "batch_complete"
+    assert positions(pipes[0]) == [*range(1, 401), 400]
+    assert len(offered) > 3
+    assert max(offered) < 400_000
+    (entry,) = stage.room._log
+    assert not entry.events._joined
+
+
+async def test_the_beginning_has_no_deletions_and_nothing_that_does_not_fit(stage: Stage) -> None:
+    for i in range(4):
+        stage.commit(put(f"d{i}", i, 0, 0, 1, metadata={"x": i}))
+    stage.commit(Patch("d1", {"x": 9}), Remove("d2"))
+    everyone, some = Pipe(), Pipe()
+    stage.join(everyone, since=0)
+    stage.join(some, since=0, where=Filter({"x": {"$lt": 9}}))
+    await stage.settled()
+    assert [event["document_id"] for event in everyone.events()] == ["d0", "d3", "d1"]
+    assert [(event["document_id"], event.get("left")) for event in some.events()] == [("d0", None), ("d3", None)]

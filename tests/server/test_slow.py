@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import websockets
@@ -15,6 +16,7 @@ from websockets.asyncio.client import ClientConnection
 from gateway.app import Gateway
 from gateway.push.room import Room
 from tests.conftest import JsonSocket, StartGateway, json_socket
+from tests.server.test_websocket import drop
 
 TEXT = "t" * 2000
 
@@ -198,3 +200,37 @@ async def test_connections_that_come_and_go_never_get_each_others_bytes(gateway:
         async with asyncio.timeout(10):
             while len(room(gateway)):
                 await asyncio.sleep(0.01)
+
+
+async def test_rooms_of_dropped_collections_do_not_count(start_gateway: StartGateway) -> None:
+    async with start_gateway(max_rooms=2) as gateway, json_socket(gateway.ws) as socket:
+        for i in range(5):
+            await socket.ask(action="upsert", collection=f"c{i}", id="a", vector=[1, 0])
+            assert (await socket.ask(action="subscribe", collection=f"c{i}"))["type"] == "subscribed"
+            await drop(gateway, f"c{i}")
+            assert (await socket.receive())["type"] == "unsubscribed"
+
+
+async def test_who_goes_on_talking_after_its_close_frame_is_cut_off(start_gateway: StartGateway) -> None:
+    """The library waits without a limit for the connection to end, and what came in kept it alive."""
+    async with start_gateway(max_connections=1) as gateway:
+        address = urlsplit(gateway.ws)
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        writer.write(
+            f"GET / HTTP/1.1\r\nHost: {address.netloc}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"\x88\x82\0\0\0\0\x03\xe8")
+        with pytest.raises(ConnectionError):
+            await _talk(writer)
+        async with json_socket(gateway.ws) as next_one:
+            assert (await next_one.ask(action="ping"))["type"] == "pong"
+
+
+async def _talk(writer: asyncio.StreamWriter) -> None:
+    """Send pongs until the connection is gone."""
+    while True:
+        writer.write(b"\x8a\x80\0\0\0\0")
+        await writer.drain()
+        await asyncio.sleep(0.05)

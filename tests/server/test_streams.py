@@ -75,7 +75,8 @@ async def test_live_and_resumed_there_is_no_gap_and_no_double(gateway: Gateway, 
 async def test_what_can_not_be_resumed_starts_over_by_itself(gateway: Gateway, socket: JsonSocket, query: str) -> None:
     await filled(socket, 3)
     async with opened(gateway, query) as stream:
-        assert (await stream.next())[1]["recovered"] is False
+        position, subscribed = await stream.next()
+        assert (position, subscribed["recovered"]) == (0, False)
         position, reset = await stream.next()
         assert (position, reset["type"]) == (0, "reset"), "who breaks off here begins anew"
         assert [event["document_id"] for _, event in await stream.events(3)] == ["d0", "d1", "d2"]
