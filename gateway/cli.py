@@ -30,6 +30,9 @@ HttpUrl = Annotated[str, typer.Option("--http-url", envvar="HOTINDEX_HTTP_URL", 
 
 def main() -> None:
     """Run the command line; anything wrong is one line on standard error and an exit status that isn't 0."""
+    # A product with the hot buffer is too small to be shared between cores: where they are busy, one part waits for the
+    # other. It has to be said before numpy is imported.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     app.command(name="serve")(_with_settings(serve) if sys.argv[1:2] == ["serve"] else serve)
     try:
         status = app(standalone_mode=False)
@@ -55,9 +58,6 @@ def serve(**flags: Any) -> None:
     """Run a gateway until SIGTERM or SIGINT."""
     # What is imported now stays: collecting garbage meanwhile finds none. It is on again when the gateway runs.
     gc.disable()
-    # A product with the hot buffer is too small to be shared between cores: where they are busy, one part waits for
-    # the other.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from gateway import settings
     from gateway.engine.checksums import Ahead, newest_graphs
     from gateway.errors import StartupError
