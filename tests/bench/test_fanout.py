@@ -15,6 +15,7 @@ from bench.fanout.audience import Outcome, Task
 from bench.fanout.processes import Audience, rival
 
 
+@pytest.mark.timeout(240)
 def test_a_small_run_writes_every_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fanout, "SUBSCRIBERS", (20,))
     monkeypatch.setattr(fanout, "DELIVERIES", 400)
@@ -24,7 +25,7 @@ def test_a_small_run_writes_every_target(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(fanout, "DURABLE_RATE", 100)
     monkeypatch.setattr(fanout, "DURABLE_S", 0.5)
     monkeypatch.setattr(fanout, "STALLED_S", 0.3)
-    monkeypatch.setattr(gateway, "RESUME_S", 0.6)
+    monkeypatch.setattr(gateway, "RESUME_S", 0.4)
     monkeypatch.setattr(fanout, "MISSED", 300)
     monkeypatch.setattr(fanout, "DOCUMENTS", 100)
     monkeypatch.setattr(gateway, "IDS", 50)

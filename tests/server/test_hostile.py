@@ -57,6 +57,7 @@ ENDS = st.sampled_from(["abort", "read", "half"])
 CONVERSATIONS = st.lists(st.tuples(st.lists(frames(), max_size=4), ENDS), min_size=CLIENTS, max_size=CLIENTS)
 
 
+@pytest.mark.timeout(240)
 @settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     st.lists(

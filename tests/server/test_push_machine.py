@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import websockets
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -224,4 +225,4 @@ class PushMachine(RuleBasedStateMachine):
 
 
 PushMachine.TestCase.settings = settings(max_examples=25, stateful_step_count=40)
-TestPush = PushMachine.TestCase
+TestPush = pytest.mark.timeout(240)(PushMachine.TestCase)
