@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -53,7 +53,6 @@ _STATUS = {
 _COMMAND = web.RequestKey("command", str)
 _STREAM_RETRY_S = 5.0
 _STOP_S = 1.0
-_STOP_POLL_S = 0.02
 _T = TypeVar("_T")
 _INTEGER = re.compile(r"-?[0-9]{1,30}")
 _Default = TypeVar("_Default", int, None)
@@ -114,7 +113,7 @@ class HttpServer:
         self._metrics = metrics
         self._max_streams = max_streams
         self._ping_interval_s = ping_interval_s
-        self._streams: set[EventStream] = set()
+        self._streams: dict[EventStream, asyncio.Task[Any] | None] = {}
         self._keepalive: asyncio.Task[None] | None = None
         app = web.Application(middlewares=[self._counted], client_max_size=message_bytes)
         collection = "/v1/collections/{collection}"
@@ -156,10 +155,8 @@ class HttpServer:
             self._keepalive.cancel()
         for stream in self._streams:
             stream.end()
-        waited = 0.0
-        while self._streams and waited < _STOP_S:
-            waited += _STOP_POLL_S
-            await asyncio.sleep(_STOP_POLL_S)
+        if answering := [task for task in self._streams.values() if task is not None]:
+            await asyncio.wait(answering, timeout=_STOP_S)
         for stream in self._streams:
             stream.abandon()
         await self._runner.cleanup()
@@ -301,14 +298,14 @@ class HttpServer:
         position = membership.index_version if since is None else since if membership.recovered else 0
         stream.write(membership.variant.control(membership.reply(), position))
         subscriber = join()
-        self._streams.add(stream)
+        self._streams[stream] = asyncio.current_task()
         try:
             await response.prepare(request)
             await stream.pump(response.write)
         except ConnectionError:
             pass  # gone before the answer
         finally:
-            self._streams.discard(stream)
+            del self._streams[stream]
             self._node.unsubscribe(membership.collection, subscriber)
         return response
 
