@@ -38,7 +38,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.connections = Gauge("hotindex_connections", "Open WebSocket connections", registry=self.registry)
-        self.commands = Counter(
+        self._commands = Counter(
             "hotindex_commands_total", "Commands answered", ["command", "outcome"], registry=self.registry
         )
         self.changes = Counter(
@@ -56,6 +56,15 @@ class Metrics:
             buckets=_COMMIT_SECONDS,
             registry=self.registry,
         )
+
+        self._commands_by: dict[tuple[str, str], Counter] = {}
+
+    def count_command(self, command: str, outcome: str) -> None:
+        """Count a command that was answered; `outcome` is `ok` or an error code."""
+        counter = self._commands_by.get((command, outcome))
+        if counter is None:
+            counter = self._commands_by[command, outcome] = self._commands.labels(command, outcome)
+        counter.inc()
 
     def watch(self, states: Callable[[], Iterable[CollectionState]]) -> None:
         self.registry.register(_Collections(states))

@@ -47,6 +47,11 @@ class Listener(Protocol):
         """Whether to load the vectors of all changed documents, to pass them on."""
         ...
 
+    @property
+    def gather_s(self) -> float:
+        """How long events may gather after the last commit, so that more of them share the next one."""
+        ...
+
     def publish(self, applied: Applied) -> None: ...
 
 
@@ -174,9 +179,12 @@ class Committer:
             while batch := self._take():
                 await self._before_commit()
                 await self._commit(batch)
-                # What came in while a large room was written to is read, and taken in, before the next commit.
-                await asyncio.sleep(0)
-                await asyncio.sleep(0)
+                if gather_s := self._listener.gather_s:
+                    await asyncio.sleep(gather_s)
+                else:
+                    # What came in while a large room was written to is read, and taken in, before the next commit.
+                    await asyncio.sleep(0)
+                    await asyncio.sleep(0)
             if self._stopping and not self._documents:
                 return
 

@@ -115,6 +115,10 @@ class Hosted:
     def wants_vectors(self) -> bool:
         return self.room.wants_vectors
 
+    @property
+    def gather_s(self) -> float:
+        return self.room.gather_s
+
     def publish(self, applied: Applied) -> None:
         """Pass a commit on to the room, and to those who wait for its index_version."""
         self._changes.inc(sum(not isinstance(event, BatchComplete) for event in applied.events))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -30,6 +31,9 @@ PAGE_BYTES = 128 << 10
 """Documents, and about how many bytes of them, read from the store at a time: what one slow subscriber costs."""
 
 _LONGEST_PAUSE_S = 0.02
+_LARGE_S = 0.001
+_GATHER_SHARE = 2.0
+_GATHER_AT_MOST_S = 0.015
 
 log = structlog.get_logger(__name__)
 
@@ -108,6 +112,7 @@ class Room:
         read: ReadChanges,
         limits: RoomLimits = RoomLimits(),
         metric: str = "cosine",
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.collection = collection
         self.epoch = epoch
@@ -115,11 +120,15 @@ class Room:
         self._read = read
         self._limits = limits
         self._metric = metric
+        self._clock = clock
         self._live: dict[Variant, dict[Subscriber, Callable[[bytes], bool]]] = {}
         self._behind: set[Subscriber] = set()
         self._log: deque[_Entry] = deque()
         self._log_bytes = 0
         self._grown = asyncio.Event()
+        self.gather_s = 0.0
+        """How long events may gather before the next commit. Where all subscribers asked for `batch` and writing to them
+        took long, a third of the time goes into writing, and the more events share a frame."""
 
     def __len__(self) -> int:
         return len(self._behind) + sum(len(members) for members in self._live.values())
@@ -173,6 +182,8 @@ class Room:
         assert applied.first_index_version == self.head + 1, "commits are published without gaps"
         entry = _Entry(applied, Events(applied.events))
         before, self.head = self.head, applied.index_version
+        batched = bool(self._live) and all(variant.batch for variant in self._live)
+        started = self._clock()
         for variant, members in list(self._live.items()):
             if entry.events.large or not all(map(variant.can_show, applied.events)):
                 # Each takes a large commit at its own speed, and in parts, so that it isn't held in memory for each.
@@ -185,6 +196,8 @@ class Room:
                 self._leave_behind(subscriber)
             if not members:
                 del self._live[variant]
+        written_s = self._clock() - started
+        self.gather_s = min(_GATHER_SHARE * written_s, _GATHER_AT_MOST_S) if batched and written_s > _LARGE_S else 0.0
         self._keep(entry)
         self._grown.set()
         self._grown = asyncio.Event()

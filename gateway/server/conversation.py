@@ -32,6 +32,8 @@ class Conversation:
         self._reading: asyncio.Semaphore | None = None
         self._under_way = 0
         self._progress: asyncio.Event | None = None
+        self._acks: list[bytes] = []
+        """Written together, once all that was committed together is answered: a system call costs more than an answer."""
 
     async def take(self, data: bytes) -> None:
         """Answer one message, or start on it; returns once there is room for the next."""
@@ -96,8 +98,18 @@ class Conversation:
         outcome = ticket.outcome.result()
         if isinstance(outcome, HotindexError):
             self._fail(step, outcome)
-        else:
-            self._answer(step, replies.ack(ticket.collection, outcome))
+            return
+        self._landed(step, "ok")
+        ack = self.session.answer(step, replies.ack(ticket.collection, outcome))
+        if not self._acks:
+            # The outcomes of one commit are told in one turn of the loop.
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._acks.append(frame(ack, binary=self.session.codec.binary))
+
+    def _flush(self) -> None:
+        acks, self._acks = self._acks, []
+        if acks:
+            self.connection.outlet.write(b"".join(acks))
 
     async def _read(self, step: Perform, command: messages.Read) -> None:
         """Answer a read once the client has taken what it was answered before: a few answers at a time are in memory."""
@@ -154,7 +166,8 @@ class Conversation:
         if self._progress is not None:
             self._progress.set()
             self._progress = None
-        self._metrics.commands.labels(messages.name_of(step.command), outcome).inc()
+        self._metrics.count_command(messages.name_of(step.command), outcome)
 
     def _send(self, data: bytes) -> None:
+        self._flush()
         self.connection.outlet.write(frame(data, binary=self.session.codec.binary))

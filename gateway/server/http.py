@@ -330,7 +330,7 @@ class HttpServer:
             return _refuse(request, refused.error, refused.status)
         finally:
             if command := request.get(_COMMAND):
-                self._metrics.commands.labels(command, outcome).inc()
+                self._metrics.count_command(command, outcome)
 
 
 class _Refused(Exception):

@@ -53,6 +53,7 @@ class Log:
     """A listener that keeps what it is told."""
 
     wants_vectors = False
+    gather_s = 0.0
 
     def __init__(self) -> None:
         self.ids: list[str] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,10 +75,11 @@ def _payloads(data: bytes) -> Iterator[bytes]:
 class Stage:
     """A collection, its room, and the numbers of documents written so far."""
 
-    def __init__(self, collection: Collection, limits: RoomLimits = RoomLimits()) -> None:
+    def __init__(self, collection: Collection, limits: RoomLimits = RoomLimits(), writing_s: float = 0.0) -> None:
         self.collection = collection
         self.reads = 0
-        self.room = Room("things", collection.epoch, collection.index_version, self._read, limits)
+        clock = (n * writing_s for n in itertools.count()).__next__
+        self.room = Room("things", collection.epoch, collection.index_version, self._read, limits, clock=clock)
 
     async def _read(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
         self.reads += 1
@@ -450,3 +452,27 @@ async def test_the_beginning_has_no_deletions_and_nothing_that_does_not_fit(stag
     await stage.settled()
     assert [event["document_id"] for event in everyone.events()] == ["d0", "d3", "d1"]
     assert [(event["document_id"], event.get("left")) for event in some.events()] == [("d0", None), ("d3", None)]
+
+
+@pytest.mark.parametrize(("writing_s", "gather_s"), [(0.0005, 0.0), (0.004, 0.008), (0.5, 0.015)])
+def test_events_gather_while_writing_to_subscribers_of_batches_is_costly(
+    tmp_path: Path, writing_s: float, gather_s: float
+) -> None:
+    collection = make(tmp_path / "things")
+    stage = Stage(collection, writing_s=writing_s)
+    batched = stage.join(Pipe(), batch=True)
+    stage.commit(put("a", 1, 2, 3, 4))
+    assert stage.room.gather_s == pytest.approx(gather_s)
+    stage.join(Pipe())
+    stage.commit(put("b", 1, 2, 3, 4))
+    assert stage.room.gather_s == 0
+    stage.room.leave(batched)
+    collection.close()
+
+
+def test_nothing_gathers_without_subscribers(tmp_path: Path) -> None:
+    collection = make(tmp_path / "things")
+    stage = Stage(collection, writing_s=0.004)
+    stage.commit(put("a", 1, 2, 3, 4))
+    assert stage.room.gather_s == 0
+    collection.close()
