@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from typing import Any
 
 from gateway.errors import HotindexError
 from gateway.faults import internal
@@ -19,8 +21,30 @@ from gateway.server.connection import Connection
 _READS_AT_ONCE = 4
 
 
+class _Reads:
+    """The reads of a connection that are under way: a few answers at a time are in memory."""
+
+    def __init__(self) -> None:
+        self.turn = asyncio.Semaphore(_READS_AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self, read: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(read)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def cancel(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+
+
 class Conversation:
     """One connection's session, and what it has under way."""
+
+    __slots__ = (
+        "_acks", "_metrics", "_node", "_progress", "_reads", "_subscribers", "_under_way",
+        "connection", "session",
+    )  # fmt: skip
 
     def __init__(self, connection: Connection, session: Session, node: Node, metrics: Metrics) -> None:
         self.connection = connection
@@ -28,8 +52,8 @@ class Conversation:
         self._node = node
         self._metrics = metrics
         self._subscribers: dict[str, Subscriber] = {}
-        self._reads: set[asyncio.Task[None]] = set()
-        self._reading: asyncio.Semaphore | None = None
+        self._reads: _Reads | None = None
+        """Most connections never read; thousands may be open."""
         self._under_way = 0
         self._progress: asyncio.Event | None = None
         self._acks: list[bytes] = []
@@ -68,8 +92,8 @@ class Conversation:
         self.session.close()
         for name, subscriber in self._subscribers.items():
             self._node.unsubscribe(name, subscriber)
-        for read in self._reads:
-            read.cancel()
+        if self._reads is not None:
+            self._reads.cancel()
 
     async def _perform(self, step: Perform) -> None:
         match step.command:
@@ -78,9 +102,9 @@ class Conversation:
             case messages.Unsubscribe():
                 self._unsubscribe(step, step.command)
             case messages.Get() | messages.Search():
-                read = asyncio.create_task(self._read(step, step.command))
-                self._reads.add(read)
-                read.add_done_callback(self._reads.discard)
+                if self._reads is None:
+                    self._reads = _Reads()
+                self._reads.start(self._read(self._reads, step, step.command))
             case (
                 messages.Upsert()
                 | messages.Patch()
@@ -111,11 +135,9 @@ class Conversation:
         if acks:
             self.connection.outlet.write(b"".join(acks))
 
-    async def _read(self, step: Perform, command: messages.Read) -> None:
-        """Answer a read once the client has taken what it was answered before: a few answers at a time are in memory."""
-        if self._reading is None:
-            self._reading = asyncio.Semaphore(_READS_AT_ONCE)
-        async with self._reading:
+    async def _read(self, reads: _Reads, step: Perform, command: messages.Read) -> None:
+        """Answer a read once the client has taken what it was answered before."""
+        async with reads.turn:
             await self.connection.drained()
             await self._look_up(step, command)
 
