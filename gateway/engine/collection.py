@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import threading
 import time
 import uuid
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import structlog
 
@@ -27,25 +23,24 @@ from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.graph import Graph
 from gateway.engine.index import Found, Index
 from gateway.engine.lineage import Lineage
-from gateway.engine.merge import BuildText, Stored
-from gateway.engine.plan import Planner, WriteOutcome
+from gateway.engine.merge import BuildText
 from gateway.engine.reader import Reader, Readers
 from gateway.engine.rebuild import Rebuild
+from gateway.engine.replay import Copy
 from gateway.engine.search import Query, Searcher
 from gateway.engine.snapshot import Snapshot
 from gateway.engine.store import STORE_FILE, Store
 from gateway.engine.types import (
     Answer,
-    Applied,
     Document,
     Labels,
     Page,
-    Put,
     Span,
     Spec,
     Vector,
     Write,
 )
+from gateway.engine.writer import Committed, Writer
 from gateway.errors import StorageUnavailable
 
 log = structlog.get_logger(__name__)
@@ -71,16 +66,8 @@ _PURGE = 256
 _VACUUM_PAGES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class Committed:
-    """`outcomes` in the order of the writes; `applied` is None where nothing changed."""
-
-    outcomes: Sequence[WriteOutcome]
-    applied: Applied | None
-
-
 class Collection:
-    """All methods block. `commit` belongs to one thread at a time (the writer's); `move`, what `rebuild` returns,
+    """All methods block. What `writer` does belongs to one thread at a time; `move`, what `rebuild` returns,
     `write_snapshot`, `tidy` and `purge` to another (upkeep's); `rebuild` and `checkpoint` to one each; the rest may be
     called from any thread. Those that touch the disk raise StorageUnavailable.
     """
@@ -98,31 +85,35 @@ class Collection:
         `now` gives microseconds since the epoch; `checksum` those of snapshots.
         """
         self._directory = directory
-        self._build_text = build_text
         self._now = now
         self._window_us = int(idempotency_window_s * 1e6)
         self._store = Store(directory / STORE_FILE)
         self.spec = self._store.spec
         self._check_lineage()
-        self._applying = threading.Lock()
         self._readers = Readers(directory / STORE_FILE, self.spec)
         self.epoch = self._store.epoch
         self._snapshot_version = -1
         self._wasteful = False
-        self._deaths = 0
         self._index = self._recover(checksum)
-        self._searcher = Searcher(self._store, self._index, self._readers, self._applying)
+        self.writer = Writer(self._store, self._index, build_text, now, self._window_us)
+        self._searcher = Searcher(self._store, self._index, self._readers, self.writer.applying)
 
     @classmethod
     def create(
-        cls, directory: Path, spec: Spec, build_text: BuildText, now: Callable[[], int], idempotency_window_s: float
+        cls,
+        directory: Path,
+        spec: Spec,
+        build_text: BuildText,
+        now: Callable[[], int],
+        idempotency_window_s: float,
+        epoch: str | None = None,
     ) -> Collection:
-        """Make an empty collection with a new epoch. A crash leaves either all of it or nothing."""
+        """Make an empty collection (None: with a new epoch). A crash leaves either all of it or nothing."""
         temporary = directory.with_name(f".{directory.name}.new")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
             temporary.mkdir(parents=True)
-            epoch = _new_epoch()
+            epoch = epoch or new_epoch()
             database.create(temporary / STORE_FILE, spec, epoch)
             lineage.write(temporary, Lineage(epoch, 0))
             os.rename(temporary, directory)
@@ -139,7 +130,7 @@ class Collection:
         store = self._store
         if reason := lineage.broken(self._directory, Lineage(store.epoch, store.index_version)):
             log.warning("new_epoch", collection=store.spec.name, reason=reason)
-            store.begin_new_life(_new_epoch())
+            store.begin_new_life(new_epoch())
             self.note_lineage()
 
     def note_lineage(self) -> None:
@@ -193,6 +184,11 @@ class Collection:
         return self._store.document_count
 
     @property
+    def purged_through(self) -> int:
+        """The index_version up to which deletions are forgotten."""
+        return self._store.purged_through
+
+    @property
     def hot_rows(self) -> int:
         return self._index.hot_rows
 
@@ -203,60 +199,22 @@ class Collection:
         return graph.live, graph.dead
 
     def commit(self, writes: Sequence[Write], *, with_vectors: bool = False) -> Committed:
-        """Apply `writes` in order, each whole or not at all, in one transaction; what is done is on disk and searchable.
+        """Apply `writes`, as `Writer.commit` does."""
+        return self.writer.commit(writes, with_vectors=with_vectors)
 
-        If the transaction fails, nothing of any of them is there. `with_vectors` asks for the vectors of all changed
-        documents, not only of those whose vector changed.
-        """
-        with self._applying:
-            return self._commit(writes, with_vectors)
+    def copy(self, after: int, limit: int, limit_bytes: int = PAGE_BYTES) -> Copy:
+        """Return a page of the net change after `after`, deletions and vectors included; the last has what is recorded."""
+        with self._readers.lend() as reader, reader.snapshot() as through:
+            page = reader.changes(Span(after, after, through), limit, limit_bytes, with_vectors=True, with_deleted=True)
+            recorded = {} if page.more else reader.recorded(self._now() - self._window_us)
+            return Copy(
+                page.changes, page.through, page.more, recorded, self._store.purged_through, self._store.version_floor
+            )
 
-    def _commit(self, writes: Sequence[Write], with_vectors: bool) -> Committed:
-        at = self._now()
-        stored = self._load(writes, with_vectors)
-        event_ids = [write.event_id for write in writes if write.event_id is not None]
-        window_start = at - self._window_us
-        recorded = self._store.recorded(event_ids, window_start) if event_ids else {}
-        planner = Planner(
-            self.spec,
-            self._build_text,
-            stored,
-            recorded,
-            self._store.index_version,
-            self._store.version_floor,
-            self._now,
-        )
-        for write in writes:
-            planner.add(write)
-        plan = planner.plan
-        turnover = plan.turnover(stored)
-        self._store.commit(plan, turnover, stored, at, window_start)
-        self._deaths += len(turnover.died)
-        if plan.events:
-            self._index.apply(turnover, plan.index_version)
-        applied = Applied(plan.first_index_version, plan.index_version, tuple(plan.events)) if plan.events else None
-        return Committed(plan.outcomes, applied)
-
-    def _load(self, writes: Sequence[Write], with_vectors: bool) -> dict[str, Stored]:
-        """Return what the documents that `writes` name are now; with those vectors that a new one may be equal to."""
-        operations = [operation for write in writes for operation in write.operations]
-        stored = self._store.load(list(dict.fromkeys(operation.id for operation in operations)))
-        if with_vectors:
-            wanted = {i: one.document.vector_version for i, one in stored.items()}
-        else:
-            wanted = {
-                o.id: stored[o.id].document.vector_version
-                for o in operations
-                if isinstance(o, Put)
-                and o.vector is not None
-                and o.id in stored
-                and stored[o.id].vector_crc == zlib.crc32(o.vector.data)
-            }
-        blobs = self._store.vectors([label for label in wanted.values() if label is not None])
-        for document_id, label in wanted.items():
-            if label is not None:
-                stored[document_id] = msgspec.structs.replace(stored[document_id], vector=blobs[label])
-        return stored
+    def digest(self) -> tuple[int, str]:
+        """Return an index_version and a digest of all documents as of it: equal on nodes that hold the same."""
+        with self._readers.lend() as reader, reader.snapshot() as index_version:
+            return index_version, reader.digest()
 
     def get(self, document_id: str, *, include_vector: bool = False) -> tuple[Document, bytes | None] | None:
         """Return a document and, if asked for, its vector; None where there is none."""
@@ -365,7 +323,7 @@ class Collection:
 
     def probe(self) -> None:
         """Commit something that means nothing. Raises StorageUnavailable while commits fail."""
-        with self._applying:
+        with self.writer.applying:
             self._store.probe()
 
     @property
@@ -376,20 +334,20 @@ class Collection:
     def needs_tidying(self, *, quiet: bool) -> bool:
         """Whether there is something for `tidy`; what takes time from commits can wait until they are `quiet`."""
         garbage = self._store.garbage
-        return garbage > _GARBAGE_LIMIT or (quiet and (garbage > 0 or self._wasteful or self._deaths > _SWEEP))
+        return garbage > _GARBAGE_LIMIT or (quiet and (garbage > 0 or self._wasteful or self.writer.deaths > _SWEEP))
 
     def tidy(self) -> None:
         """Delete some vectors that large commits replaced, give some free pages back. To be repeated while needed.
 
         Commits wait for none of it longer than for a small transaction.
         """
-        self._deaths = 0
+        self.writer.deaths = 0
         for _ in range(_SWEEPS):
             if self._store.garbage:
-                with self._applying:
+                with self.writer.applying:
                     self._store.sweep(_SWEEP)
         for _ in range(_SWEEPS):
-            with self._applying:
+            with self.writer.applying:
                 self._wasteful = self._store.wasted_pages > 0
                 if not self._wasteful:
                     break
@@ -412,7 +370,7 @@ class Collection:
         before = self._now() - retention_us
         purged = 0
         while True:
-            with self._applying:
+            with self.writer.applying:
                 some = self._store.purge(before, _PURGE)
             purged += some
             if not some:
@@ -422,5 +380,5 @@ class Collection:
 _CORES = os.cpu_count() or 1
 
 
-def _new_epoch() -> str:
+def new_epoch() -> str:
     return uuid.uuid4().hex

@@ -6,7 +6,8 @@
   none, and a scan over metadata reads none.
 - `garbage`: vectors that large commits replaced, to be deleted later: appending is sequential, deleting is not.
 - `terms`: for each indexed metadata field the values it has, by document.
-- `events`: outcomes by event_id, for idempotency. `meta`: epoch, spec, index_version.
+- `events`: outcomes by event_id, for idempotency. `meta`: epoch, spec, index_version, and the term in which nodes agreed
+  on it.
 
 SQLite in WAL mode with synchronous=FULL: a commit that has returned survives a crash of the process and of the machine.
 """
@@ -21,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from gateway.engine.types import Document, Source, Spec
+from gateway.engine.types import Document, Done, Source, Spec
 from gateway.errors import StorageUnavailable
 
 FORMAT = 1
@@ -59,6 +60,7 @@ CREATE INDEX events_by_time ON events(at);
 """
 
 COLUMNS = ("id", "version", "index_version", "created", "vector_version", "source", "updated_at", "metadata", "content")
+DONE = msgspec.msgpack.Decoder(Done)
 _SOURCES = tuple(Source)
 DOCUMENT = ", ".join(f"d.{name}" for name in COLUMNS)
 """The columns `document` takes, of a table called d."""
@@ -112,7 +114,7 @@ def create(path: Path, spec: Spec, epoch: str) -> None:
             connection.execute(f"PRAGMA user_version={FORMAT}")
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             facts = {"epoch": epoch, "spec": msgspec.msgpack.encode(spec), "index_version": 0}
-            facts |= {"version_floor": 0, "purged_through": 0, "probes": 0}
+            facts |= {"version_floor": 0, "purged_through": 0, "probes": 0, "term": 0}
             with transaction(connection):
                 connection.executemany("INSERT INTO meta(key, value) VALUES(?, ?)", facts.items())
         finally:

@@ -125,6 +125,11 @@ class Planner:
             self._waiting |= ids
         plan.outcomes.append(outcome)
 
+    def hold(self, write: Write) -> None:
+        """Leave a write for another time, and those after it on its documents too."""
+        self._waiting |= {operation.id for operation in write.operations}
+        self.plan.outcomes.append(HeldBack())
+
     def _earlier(self, write: Write) -> Done | None:
         if write.event_id is None:
             return None
@@ -150,14 +155,10 @@ class Planner:
             elif isinstance(outcome, Draft | Deletion):
                 index_version += 1
                 document = self._next(operation, stored, outcome, index_version, at)
-                event_type, status = _kind(stored, outcome)
                 vector = outcome.vector if isinstance(outcome, Draft) else None
-                before = None if event_type is EventType.INSERT or stored is None else stored.document.metadata
-                if vector is None and stored is not None and not document.deleted:
-                    vector = stored.vector
-                events.append(Change(event_type, document, before, vector))
-                touched[operation.id] = _stored(stored, document, vector)
-                results.append(ItemResult(operation.id, document.version, status))
+                event, touched[operation.id] = change(document, vector, stored)
+                events.append(event)
+                results.append(ItemResult(operation.id, document.version, _STATUS[event.event_type]))
             else:
                 version = stored.document.version if stored else 0
                 results.append(ItemResult(operation.id, version, _idle_status(outcome)))
@@ -201,19 +202,32 @@ def plan(planner: Planner, writes: Sequence[Write]) -> Plan:
     return planner.plan
 
 
-def _stored(before: Stored | None, document: Document, vector: bytes | None) -> Stored:
-    return Stored(document, vector, before.key, before.vector_crc) if before else Stored(document, vector)
+def change(
+    document: Document, vector: bytes | None, before: Stored | None, *, net: bool = False
+) -> tuple[Change, Stored]:
+    """Return what turns the state `before` into `document`, and that state. Without a new `vector` the old one stays."""
+    old = before.document if before is not None and not before.document.deleted else None
+    if document.deleted:
+        event_type = EventType.DELETE
+    elif old is None:
+        event_type = EventType.INSERT
+    elif vector is not None and document.metadata == old.metadata and document.content == old.content:
+        event_type = EventType.REFRESH
+    else:
+        event_type = EventType.UPDATE
+    if vector is None and before is not None and not document.deleted:
+        vector = before.vector
+    key, crc = (before.key, before.vector_crc) if before else (0, None)
+    event = Change(event_type, document, old.metadata if old else None, vector, net)
+    return event, Stored(document, vector, key, crc)
 
 
-def _kind(stored: Stored | None, outcome: Draft | Deletion) -> tuple[EventType, Status]:
-    if isinstance(outcome, Deletion):
-        return EventType.DELETE, Status.DELETED
-    if stored is None or stored.document.deleted:
-        return EventType.INSERT, Status.INSERTED
-    old = stored.document
-    if outcome.vector is not None and outcome.metadata == old.metadata and outcome.content == old.content:
-        return EventType.REFRESH, Status.UPDATED
-    return EventType.UPDATE, Status.UPDATED
+_STATUS = {
+    EventType.INSERT: Status.INSERTED,
+    EventType.UPDATE: Status.UPDATED,
+    EventType.REFRESH: Status.UPDATED,
+    EventType.DELETE: Status.DELETED,
+}
 
 
 def _idle_status(outcome: Outcome) -> Status:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from gateway.engine import database, filter_sql
 from gateway.engine.database import DOCUMENT, FLOAT_BYTES, storage_errors, transaction
 from gateway.engine.filter import Filter
 from gateway.engine.terms import Terms
-from gateway.engine.types import Change, Document, EventType, Labels, Page, Span, Spec, Vector
+from gateway.engine.types import Change, Document, Done, EventType, Labels, Page, Span, Spec, Vector
 from gateway.errors import StorageUnavailable, TooLarge
 
 _ROWS_AT_A_TIME = 1024
@@ -217,14 +218,16 @@ class Reader:
             raise StorageUnavailable(f"the database is damaged: a vector has not {self._dimension} numbers")
         return rows.view(np.float32).reshape(-1, self._dimension)
 
-    def changes(self, span: Span, limit: int, limit_bytes: int, *, with_vectors: bool = False) -> Page:
+    def changes(
+        self, span: Span, limit: int, limit_bytes: int, *, with_vectors: bool = False, with_deleted: bool = False
+    ) -> Page:
         """Return the latest state of what changed in `span`: at most `limit` documents, of about `limit_bytes`.
 
         A document that has changed again after the span is left out: it comes with a later one. From the beginning on there
-        are no deletions, for there was nothing to delete.
+        are no deletions, for there was nothing to delete, unless `with_deleted` asks for them.
         """
         vector = "v.vector" if with_vectors else "NULL"
-        alive = "" if span.origin else " AND d.vector_version IS NOT NULL"
+        alive = "" if span.origin or with_deleted else " AND d.vector_version IS NOT NULL"
         join = "LEFT JOIN vectors v USING (vector_version)" if with_vectors else ""
         with storage_errors("read changes"):
             rows = self._connection.execute(
@@ -242,6 +245,23 @@ class Reader:
                 changes.append(change)
                 size_bytes += change.size_bytes
         return Page(tuple(changes), changes[-1].document.index_version if more else span.through, more)
+
+    def recorded(self, since: int) -> dict[str, Done]:
+        """Return the outcomes recorded at or after `since` (microseconds since the epoch), by event id."""
+        with storage_errors("read events"):
+            rows = self._connection.execute("SELECT event_id, outcome FROM events WHERE at >= ?", (since,))
+            return {event_id: database.DONE.decode(outcome) for event_id, outcome in rows}
+
+    def digest(self) -> str:
+        """Return a digest over all documents: ids, versions, index_versions, metadata, contents, checksums of vectors."""
+        digest = hashlib.blake2b(digest_size=16)
+        with storage_errors("read documents"):
+            for row in self._connection.execute(
+                "SELECT id, version, index_version, created, source, updated_at, metadata, content, vector_crc"
+                " FROM documents WHERE vector_version IS NOT NULL ORDER BY id"
+            ):
+                digest.update(repr(row).encode())
+        return digest.hexdigest()
 
 
 def _net_change(document: Document, origin: int, vector: bytes | None) -> Change:

@@ -32,7 +32,6 @@ _FREE_PAGES = 1024
 _FREE_SHARE = 0.25
 
 _ENCODER = msgspec.msgpack.Encoder()
-_DONE = msgspec.msgpack.Decoder(Done)
 
 _INSERT = f"INSERT INTO documents(key, {', '.join(database.COLUMNS)}, vector_crc) VALUES(?,?,?,?,?,?,?,?,?,?,?)"
 _UPDATE = """
@@ -59,6 +58,7 @@ class Store:
             self._connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
             self.spec = _spec(database.meta(self._connection, "spec"), path)
             self.epoch: str = database.meta(self._connection, "epoch")
+            self.term = self._count("term")
             self.log_bytes = 0
             self._cut_log = False
             self.index_version = self._count("index_version")
@@ -74,6 +74,12 @@ class Store:
         with storage_errors("change the epoch"), transaction(self._connection):
             self._connection.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
         self.epoch = epoch
+
+    def begin_term(self, term: int) -> None:
+        """Note that what is stored, as far as it goes, is what was agreed on in that term."""
+        with storage_errors("note the term"), transaction(self._connection):
+            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'term'", (term,))
+        self.term = term
 
     def probe(self) -> None:
         """Commit something that means nothing, durably. Raises StorageUnavailable if that fails."""
@@ -117,14 +123,14 @@ class Store:
             rows = database.chunked(
                 self._connection, "SELECT event_id, outcome, at FROM events WHERE event_id IN", event_ids
             )
-            return {event_id: _DONE.decode(outcome) for event_id, outcome, at in rows if at >= since}
+            return {event_id: database.DONE.decode(outcome) for event_id, outcome, at in rows if at >= since}
 
     def commit(self, plan: Plan, turnover: Turnover, stored: Mapping[str, Stored], at: int, forget_before: int) -> None:
         """Write the state `plan` leads to from `stored`, and the outcomes it records at `at`, in one transaction.
 
         Outcomes recorded before `forget_before` go (times in microseconds since the epoch).
         """
-        if not plan.events and not plan.recorded:
+        if plan.index_version == self.index_version and not plan.recorded:
             return
         last_key = self._last_key
         keys = {i: now.key for i, now in plan.documents.items()}
@@ -246,13 +252,26 @@ class Store:
             purged_through = max(self.purged_through, *(row[1] for row in rows))
             version_floor = max(self.version_floor, *(row[2] for row in rows))
             self._connection.executemany("DELETE FROM documents WHERE key = ?", [(row[0],) for row in rows])
-            self._connection.executemany(
-                "UPDATE meta SET value = ? WHERE key = ?",
-                [(purged_through, "purged_through"), (version_floor, "version_floor")],
-            )
+            self._write_floor(purged_through, version_floor)
         self.purged_through, self.version_floor = purged_through, version_floor
         self.log_bytes += _COMMIT_BYTES + len(rows) * database.PAGE_BYTES
         return len(rows)
+
+    def raise_floor(self, purged_through: int, version_floor: int) -> None:
+        """Take over what another store has forgotten, before what it holds is taken over."""
+        if purged_through <= self.purged_through and version_floor <= self.version_floor:
+            return
+        purged_through = max(purged_through, self.purged_through)
+        version_floor = max(version_floor, self.version_floor)
+        with storage_errors("take over deletions"), transaction(self._connection):
+            self._write_floor(purged_through, version_floor)
+        self.purged_through, self.version_floor = purged_through, version_floor
+
+    def _write_floor(self, purged_through: int, version_floor: int) -> None:
+        self._connection.executemany(
+            "UPDATE meta SET value = ? WHERE key = ?",
+            [(purged_through, "purged_through"), (version_floor, "version_floor")],
+        )
 
     @property
     def wasted_pages(self) -> int:

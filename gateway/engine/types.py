@@ -123,7 +123,7 @@ class Document(msgspec.Struct, frozen=True):
         return self.vector_version is None
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, tag="change"):
     """One committed change of one document, or the net of several."""
 
     event_type: EventType
@@ -142,7 +142,7 @@ class Change(msgspec.Struct, frozen=True):
         return _EVENT_BYTES + sum(map(len, (d.id, d.metadata, d.content or "", self.before or "", self.vector or b"")))
 
 
-class BatchComplete(msgspec.Struct, frozen=True):
+class BatchComplete(msgspec.Struct, frozen=True, tag="batch_complete"):
     """Closes the changes of an atomic write."""
 
     first_index_version: int

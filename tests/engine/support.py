@@ -40,8 +40,10 @@ def write(*operations: Operation, atomic: bool = False, event_id: str | None = N
     return Write(operations, atomic=atomic, event_id=event_id)
 
 
-def make(directory: Path, spec: Spec = SPEC, now: Callable[[], int] | None = None) -> Collection:
-    return Collection.create(directory, spec, build_text, now or clock(), WINDOW_S)
+def make(
+    directory: Path, spec: Spec = SPEC, now: Callable[[], int] | None = None, epoch: str | None = None
+) -> Collection:
+    return Collection.create(directory, spec, build_text, now or clock(), WINDOW_S, epoch)
 
 
 def reopen(directory: Path, now: Callable[[], int] | None = None) -> Collection:

@@ -1,0 +1,182 @@
+"""A collection's one writer: from writes to a transaction that is on disk, and then to an index that shows it."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from gateway.engine import replay
+from gateway.engine.merge import BuildText, Stored
+from gateway.engine.plan import Plan, Planner, Turnover, WriteOutcome
+from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
+from gateway.engine.store import Store
+from gateway.engine.types import Applied, Done, Put, Write
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """`outcomes` in the order of the writes; `applied` is None where nothing changed."""
+
+    outcomes: Sequence[WriteOutcome]
+    applied: Applied | None
+
+
+class Shows(Protocol):
+    """What makes a commit visible: an index."""
+
+    def apply(self, turnover: Turnover, index_version: int) -> None: ...
+
+
+class Writer:
+    """All methods block, and belong to one thread at a time; they raise StorageUnavailable. `applying` is held while they
+    run, and by whoever has to keep them off.
+
+    A collection that is one node's alone commits. One that several nodes share prepares, and replays what has its place.
+    """
+
+    def __init__(
+        self, store: Store, index: Shows, build_text: BuildText, now: Callable[[], int], window_us: int
+    ) -> None:
+        self.applying = threading.Lock()
+        self.deaths = 0
+        self._spec = store.spec
+        self._store = store
+        self._index = index
+        self._build_text = build_text
+        self._now = now
+        self._window_us = window_us
+
+    def commit(self, writes: Sequence[Write], *, with_vectors: bool = False) -> Committed:
+        """Apply `writes` in order, each whole or not at all, in one transaction; what is done is on disk and searchable.
+
+        If the transaction fails, nothing of any of them is there. `with_vectors` asks for the vectors of all changed
+        documents, not only of those whose vector changed.
+        """
+        with self.applying:
+            return self._commit(writes, with_vectors)
+
+    def _commit(self, writes: Sequence[Write], with_vectors: bool) -> Committed:
+        stored = self._load(writes, with_vectors)
+        planner = self._planner(writes, stored)
+        for write in writes:
+            planner.add(write)
+        return Committed(planner.plan.outcomes, self._carry_out(planner.plan, stored))
+
+    def _planner(self, writes: Sequence[Write], stored: Mapping[str, Stored]) -> Planner:
+        event_ids = [write.event_id for write in writes if write.event_id is not None]
+        recorded = self._store.recorded(event_ids, self._now() - self._window_us) if event_ids else {}
+        return Planner(
+            self._spec,
+            self._build_text,
+            stored,
+            recorded,
+            self._store.index_version,
+            self._store.version_floor,
+            self._now,
+        )
+
+    def _carry_out(self, plan: Plan, stored: Mapping[str, Stored]) -> Applied | None:
+        at = self._now()
+        turnover = plan.turnover(stored)
+        self._store.commit(plan, turnover, stored, at, at - self._window_us)
+        self.deaths += len(turnover.died)
+        if plan.index_version < plan.first_index_version:
+            return None
+        self._index.apply(turnover, plan.index_version)
+        return Applied(plan.first_index_version, plan.index_version, tuple(plan.events))
+
+    def prepare(self, writes: Sequence[Write], origin: str, numbers: Sequence[int]) -> Prepared:
+        """Plan `writes` against the present state, and apply none of them: another decides on their place.
+
+        `origin` and `numbers`, one for each, name them. What changes nothing but has an event id is recorded here.
+        """
+        with self.applying:
+            stored = self._load(writes, with_vectors=False)
+            planner = self._planner(writes, stored)
+            plan = planner.plan
+            proposals: dict[int, Proposal] = {}
+            unchanged = Plan(plan.first_index_version, plan.index_version)
+            proposed: set[str] = set()
+            for i, write in enumerate(writes):
+                if write.event_id is not None and write.event_id in proposed:
+                    planner.hold(write)
+                    continue
+                first = len(plan.events)
+                planner.add(write)
+                done = plan.outcomes[-1]
+                if not isinstance(done, Done):
+                    continue
+                if len(plan.events) > first:
+                    proposals[i] = replay.propose(write, origin, numbers[i], plan.events[first:], done)
+                    proposed |= {write.event_id} if write.event_id is not None else set()
+                elif write.event_id in plan.recorded:
+                    unchanged.recorded[write.event_id] = done
+            self._carry_out(unchanged, stored)
+            return Prepared(self._store.index_version, plan.outcomes, proposals)
+
+    def replay(self, batches: Sequence[Sequenced], *, with_vectors: bool = False) -> tuple[Applied, Sequence[Done]]:
+        """Apply what has its place, right after what is there, in one transaction; return how each proposal ended."""
+        with self.applying:
+            ids = dict.fromkeys(entry.id for batch in batches for one in batch.proposals for entry in one.entries)
+            stored = self._stored(list(ids), with_vectors=with_vectors)
+            assert batches[0].first_index_version == self._store.index_version + 1, "batches are applied in order"
+            plan, ended = replay.replay(batches, stored)
+            applied = self._carry_out(plan, stored)
+            assert applied is not None, "a batch has changes"
+            return applied, ended
+
+    def adopt(self, copy: Copy) -> Applied | None:
+        """Take over a page of another node's net changes after this one's index_version; the same documents are then here.
+
+        Until the last page some documents are as they were before, or missing.
+        """
+        with self.applying:
+            stored = self._stored([one.document.id for one in copy.changes], with_vectors=True)
+            plan = replay.adopt(copy.changes, copy.through, self._store.index_version, stored)
+            plan.recorded.update(copy.recorded)
+            self._store.raise_floor(copy.purged_through, copy.version_floor)
+            return self._carry_out(plan, stored)
+
+    def _load(self, writes: Sequence[Write], with_vectors: bool) -> dict[str, Stored]:
+        """Return what the documents that `writes` name are now; with those vectors that a new one may be equal to."""
+        operations = [operation for write in writes for operation in write.operations]
+        ids = list(dict.fromkeys(operation.id for operation in operations))
+        if with_vectors:
+            return self._stored(ids, with_vectors=True)
+        stored = self._store.load(ids)
+        wanted = {
+            o.id: stored[o.id].document.vector_version
+            for o in operations
+            if isinstance(o, Put)
+            and o.vector is not None
+            and o.id in stored
+            and stored[o.id].vector_crc == zlib.crc32(o.vector.data)
+        }
+        return self._with_vectors(stored, wanted)
+
+    def _stored(self, ids: Sequence[str], *, with_vectors: bool) -> dict[str, Stored]:
+        stored = self._store.load(ids)
+        if not with_vectors:
+            return stored
+        return self._with_vectors(stored, {i: one.document.vector_version for i, one in stored.items()})
+
+    def _with_vectors(self, stored: dict[str, Stored], wanted: Mapping[str, int | None]) -> dict[str, Stored]:
+        blobs = self._store.vectors([label for label in wanted.values() if label is not None])
+        for document_id, label in wanted.items():
+            if label is not None:
+                stored[document_id] = msgspec.structs.replace(stored[document_id], vector=blobs[label])
+        return stored
+
+    @property
+    def term(self) -> int:
+        """The term in which nodes agreed on what is stored; 0 where there is one node."""
+        return self._store.term
+
+    def begin_term(self, term: int) -> None:
+        with self.applying:
+            self._store.begin_term(term)
