@@ -6,7 +6,9 @@ import asyncio
 import errno
 import gc
 import os
+import random
 import resource
+import secrets
 import signal
 import sys
 import time
@@ -18,13 +20,17 @@ import structlog
 import uvloop
 
 from gateway import __version__, logs
+from gateway.bus.link import Link
+from gateway.bus.shared import SharedOptions
 from gateway.embed.local import LocalEmbedder
 from gateway.engine.checksums import Checksum, checksum
 from gateway.errors import InvalidArgument, StartupError
 from gateway.ingest.commit import Bounds
 from gateway.metrics import Metrics
+from gateway.node.cluster import Cluster, ClusterOptions, SharedCluster, SingleNode
 from gateway.node.datadir import locked
 from gateway.node.node import Node, Options
+from gateway.node.peers import PeerClient
 from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks
 from gateway.protocol.session import Limits
@@ -34,6 +40,8 @@ from gateway.server.websocket import WebSocketServer
 from gateway.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+_PEER_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +77,9 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
         commands_per_s=settings.max_commands_per_s,
     )
     with locked(settings.data_dir) as directory:
-        node = Node(directory, {embedder.name: embedder}, _options(settings, embedder.name), metrics, now_us, checksum)
+        cluster = _cluster(settings)
+        embedders = {embedder.name: embedder}
+        node = Node(directory, embedders, _options(settings, embedder.name), metrics, now_us, checksum, cluster)
         websockets = WebSocketServer(node, metrics, limits, settings.max_connections, settings.ping_interval_s, now_us)
         http = HttpServer(node, metrics, settings.max_message_bytes, settings.max_connections, settings.ping_interval_s)
         try:
@@ -78,14 +88,30 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
             try:
                 http_port = await _bind(http, settings.host, settings.http_port)
                 try:
-                    host = _host(settings)
-                    yield Gateway(f"ws://{host}:{ws_port}", f"http://{host}:{http_port}", node)
+                    ws, http_ = _addresses(settings.host, ws_port, http_port)
+                    await cluster.start(node, *_addresses(settings.advertise or settings.host, ws_port, http_port))
+                    try:
+                        yield Gateway(ws, http_, node)
+                    finally:
+                        await cluster.leave()
                 finally:
                     await http.stop()
             finally:
                 await websockets.stop()
         finally:
             await node.stop()
+            await cluster.close()
+
+
+def _cluster(settings: Settings) -> Cluster:
+    if not settings.redis_url:
+        return SingleNode()
+    origin = f"{settings.node}-{secrets.token_hex(8)}"
+    shared = SharedOptions(origin, settings.write_wait_s, settings.settle_s, settings.stream_changes)
+    names = frozenset(name for name in settings.collections.replace(" ", "").split(",") if name)
+    options = ClusterOptions(settings.node, shared, collections=names or None)
+    link = Link(settings.redis_url, timeout_s=settings.redis_timeout_s)
+    return SharedCluster(link, PeerClient(_PEER_TIMEOUT_S), options, random.random)
 
 
 def _options(settings: Settings, default_model: str) -> Options:
@@ -103,8 +129,9 @@ def _options(settings: Settings, default_model: str) -> Options:
     )
 
 
-def _host(settings: Settings) -> str:
-    return f"[{settings.host}]" if ":" in settings.host else settings.host
+def _addresses(host: str, ws_port: int, http_port: int) -> tuple[str, str]:
+    host = f"[{host}]" if ":" in host else host
+    return f"ws://{host}:{ws_port}", f"http://{host}:{http_port}"
 
 
 async def _bind(server: WebSocketServer | HttpServer, host: str, port: int) -> int:

@@ -156,6 +156,17 @@ def snapshot(collection: str, http_url: HttpUrl = "http://127.0.0.1:8080") -> No
 
 
 @app.command()
+def nodes(
+    http_url: HttpUrl = "http://127.0.0.1:8080",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
+) -> None:
+    """List the nodes that share collections, and how far each is behind."""
+    from gateway.commands.nodes import run
+
+    run(http_url, as_json=as_json)
+
+
+@app.command()
 def check(
     collections: Annotated[list[str] | None, typer.Argument(help="Which; all where none is named")] = None,
     data_dir: Annotated[Path, typer.Option(envvar="HOTINDEX_DATA_DIR", help="Of a gateway that isn't running")] = Path(

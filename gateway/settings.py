@@ -54,6 +54,16 @@ class Settings(BaseSettings):
     hot_limit: int = Field(32_768, ge=1, description="Rows in the hot buffer at which writes wait")
     queue_documents: int = Field(16_384, ge=1, description="Documents queued for commit, per collection")
     queue_bytes: int = Field(64 << 20, ge=1, description="Bytes queued for commit, per collection")
+    redis_url: str = Field(
+        "",
+        description="The Redis that nodes share: redis://, rediss://, redis+cluster://, redis+sentinel://; none: alone",
+    )
+    advertise: str = Field("", description="The host at which other nodes reach this one, if not the one listened on")
+    collections: str = Field("", description="Collections to host, joined by commas; none: all")
+    redis_timeout_s: float = Field(2.0, gt=0, description="Seconds Redis may take to answer")
+    write_wait_s: float = Field(5.0, gt=0, description="Seconds a write waits for Redis, before it is refused")
+    settle_s: float = Field(3.0, ge=0, description="Seconds nodes wait for each other when Redis has lost its memory")
+    stream_changes: int = Field(16_384, ge=1, description="Latest changes kept in Redis, per collection")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto is text on a terminal"

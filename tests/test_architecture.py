@@ -13,13 +13,14 @@ HOMES = {
     "hnswlib": {"gateway/engine/graph.py"},
     "sqlite3": {"gateway/engine/database.py"},
     "websockets": {"gateway/server/connection.py", "clients/hotindex/client.py"},
-    "aiohttp": {"gateway/server/http.py"},
+    "aiohttp": {"gateway/server/http.py", "gateway/node/peers.py"},
     "msgpack": {"clients/hotindex/wire.py"},
     "model2vec": {"gateway/embed/local.py"},
     "prometheus_client": {"gateway/metrics.py"},
     "pydantic": {"gateway/settings.py"},
     "pydantic_settings": {"gateway/settings.py"},
     "uvloop": {"gateway/app.py"},
+    "redis": {"gateway/bus/wire.py"},
     "fcntl": {"gateway/node/datadir.py"},
 }
 

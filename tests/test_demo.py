@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from hotindex import Document, NotFound, Reset, Update
+from hotindex.sync import Client as SyncClient
 
 from tests.clients.test_client import free_port
 
@@ -34,37 +35,44 @@ def test_the_demo_ends_by_itself_with_everything_received() -> None:
 
 
 def test_honcho_runs_the_procfile(tmp_path: Path) -> None:
-    """Gateway and Redis come up, and go down together."""
+    """Redis and two gateways come up, share what is written, and go down together."""
     for name in ("Procfile", ".venv"):
         if (ROOT / name).exists():
             (tmp_path / name).symlink_to(ROOT / name)
     if not (tmp_path / ".venv").exists():
         (tmp_path / ".venv/bin").mkdir(parents=True)
         (tmp_path / ".venv/bin/hotindex").symlink_to(Path(sys.executable).parent / "hotindex")
-    http, redis = free_port(), free_port()
-    environment = {
-        **os.environ,
-        "HOTINDEX_HTTP_PORT": str(http),
-        "HOTINDEX_WS_PORT": "0",
-        "REDIS_PORT": str(redis),
-    }
+    names = ("REDIS_PORT", "WS_PORT_ONE", "HTTP_PORT_ONE", "WS_PORT_TWO", "HTTP_PORT_TWO")
+    ports = {name: free_port() for name in names}
+    environment = {**os.environ, **{name: str(port) for name, port in ports.items()}}
     assert shutil.which("redis-server"), "make test installs it"
     command = [sys.executable, "-m", "honcho", "start"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL) as honcho:
         try:
-            wait_for(lambda: urllib.request.urlopen(f"http://127.0.0.1:{http}/readyz").status == 200)
-            wait_for(lambda: ping_redis(redis) == b"+PONG\r\n")
-            with urllib.request.urlopen(f"http://127.0.0.1:{http}/v1/collections") as response:
-                assert json.load(response) == {"collections": []}
+            for name in ("HTTP_PORT_ONE", "HTTP_PORT_TWO"):
+                url = f"http://127.0.0.1:{ports[name]}/readyz"
+                wait_for(lambda url=url: urllib.request.urlopen(url).status == 200)
+            one, two = (SyncClient(f"ws://127.0.0.1:{ports[name]}") for name in ("WS_PORT_ONE", "WS_PORT_TWO"))
+            with one, two:
+                one.upsert("things", [Document("a", vector=[1.0, 2.0])])
+                wait_for(lambda: knows(two, "things"))
+                updates = two.subscribe("things", since=0)
+                assert [type(next(updates)) for _ in range(2)] == [Reset, Update]
+                one.patch("things", "a", {"x": 1})
+                update = next(updates)
+                assert isinstance(update, Update)
+                assert (update.document_id, update.metadata) == ("a", {"x": 1})
         finally:
             honcho.terminate()
             assert honcho.wait(20) in {0, 143, -15}
 
 
-def ping_redis(port: int) -> bytes:
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(b"PING\r\n")
-        return connection.recv(100)
+def knows(client: SyncClient, collection: str) -> bool:
+    try:
+        client.get(collection, "a")
+    except NotFound:
+        return False
+    return True
 
 
 def wait_for(condition: object) -> None:

@@ -53,7 +53,7 @@ async def service(folder: Path, spec: Spec) -> AsyncIterator[Hosted]:
     threads = Threads.start(os.cpu_count() or 1)
     timing = Timing(NEVER, NEVER)
     hosted = Hosted(collection, None, threads, Metrics(), Bounds(), HotLimits(), timing)
-    hosted.start()
+    await hosted.start()
     try:
         yield hosted
     finally:

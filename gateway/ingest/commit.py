@@ -12,16 +12,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
 
+from gateway.bus.bus import Bus
 from gateway.embed.embedder import Embedder
-from gateway.engine.collection import Collection, Committed
-from gateway.engine.plan import HeldBack
-from gateway.engine.types import Applied, Done, NeedsVectors, Write
+from gateway.engine.plan import HeldBack, WriteOutcome
+from gateway.engine.types import Done, NeedsVectors, Write
 from gateway.errors import EmbeddingUnavailable, HotindexError, Overloaded
 from gateway.faults import internal
 
@@ -39,22 +36,6 @@ class Bounds:
     commit_bytes: int = 4 << 20
 
 
-class Listener(Protocol):
-    """Learns of every commit, in order, before its writers do. Called on the event loop; must not block or raise."""
-
-    @property
-    def wants_vectors(self) -> bool:
-        """Whether to load the vectors of all changed documents, to pass them on."""
-        ...
-
-    @property
-    def gather_s(self) -> float:
-        """How long events may gather after the last commit, so that more of them share the next one."""
-        ...
-
-    def publish(self, applied: Applied) -> None: ...
-
-
 @dataclass(eq=False, slots=True)
 class _Pending:
     write: Write
@@ -66,24 +47,23 @@ class _Pending:
 class Committer:
     """Call on the event loop, between `start` and `stop`.
 
-    `before_commit` is awaited before each commit; `observe_s` is told how long each took.
+    `gather_s` says how long events may gather after a commit, so that more of them share the next; `observe_s` is told
+    how long each took.
     """
 
     def __init__(
         self,
-        collection: Collection,
+        collection: str,
         embedder: Embedder | None,
-        listener: Listener,
-        executor: Executor,
-        before_commit: Callable[[], Awaitable[None]],
+        bus: Bus,
         bounds: Bounds,
+        gather_s: Callable[[], float],
         observe_s: Callable[[float], None],
     ) -> None:
         self._collection = collection
         self._embedder = embedder
-        self._listener = listener
-        self._executor = executor
-        self._before_commit = before_commit
+        self._bus = bus
+        self._gather_s = gather_s
         self._bounds = bounds
         self._observe_s = observe_s
         self._lanes: tuple[deque[_Pending], ...] = tuple(deque() for _ in range(_LANES))
@@ -96,12 +76,10 @@ class Committer:
         self._embeddings: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._stopping = False
-        self.fault: str | None = None
-        """Why the last commit failed, if it did."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name=f"commit {self._collection.spec.name}")
+        self._task = asyncio.create_task(self._run(), name=f"commit {self._collection}")
 
     async def stop(self) -> None:
         """Finish what was submitted, then end."""
@@ -177,9 +155,8 @@ class Committer:
             await self._wake.wait()
             self._wake.clear()
             while batch := self._take():
-                await self._before_commit()
                 await self._commit(batch)
-                if gather_s := self._listener.gather_s:
+                if gather_s := self._gather_s():
                     await asyncio.sleep(gather_s)
                 else:
                     # What came in while a large room was written to is read, and taken in, before the next commit.
@@ -208,30 +185,21 @@ class Committer:
         return batch
 
     async def _commit(self, batch: list[_Pending]) -> None:
-        writes = [pending.write for pending in batch]
-        commit = partial(self._collection.commit, writes, with_vectors=self._listener.wants_vectors)
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        clock = asyncio.get_running_loop().time
+        started = clock()
         try:
-            committed = await loop.run_in_executor(self._executor, commit)
+            outcomes = await self._bus.commit([pending.write for pending in batch])
         except Exception as error:  # the writer must outlive a failed commit; what failed is told to each writer
-            self.fault = str(error)
             for pending in batch:
                 self._fail(pending, error)
             return
-        self.fault = None
-        if committed.applied:
-            try:
-                self._listener.publish(committed.applied)
-            except Exception as error:  # what is committed is acknowledged, whoever fails to pass it on
-                internal(error, collection=self._collection.spec.name)
-        self._observe_s(loop.time() - started)
-        self._settle(batch, committed)
+        self._observe_s(clock() - started)
+        self._settle(batch, outcomes)
 
-    def _settle(self, batch: Sequence[_Pending], committed: Committed) -> None:
+    def _settle(self, batch: Sequence[_Pending], outcomes: Sequence[WriteOutcome]) -> None:
         embed: list[tuple[_Pending, NeedsVectors]] = []
         again: list[_Pending] = []
-        for pending, outcome in zip(batch, committed.outcomes, strict=True):
+        for pending, outcome in zip(batch, outcomes, strict=True):
             match outcome:
                 case Done():
                     self._leave(pending)
@@ -255,7 +223,7 @@ class Committer:
         texts = list(dict.fromkeys(itertools.chain.from_iterable(needs.texts for _, needs in wanting)))
         try:
             if self._embedder is None:
-                raise EmbeddingUnavailable(f"the model {self._collection.spec.model!r} isn't available on this node")
+                raise EmbeddingUnavailable(f"the model of collection {self._collection!r} isn't available on this node")
             vectors = dict(zip(texts, await self._embedder.embed(texts), strict=True))
         except Exception as error:  # as in _commit
             for pending, _ in wanting:
@@ -284,6 +252,6 @@ class Committer:
 
     def _fail(self, pending: _Pending, error: Exception) -> None:
         self._leave(pending)
-        told = error if isinstance(error, HotindexError) else internal(error, collection=self._collection.spec.name)
+        told = error if isinstance(error, HotindexError) else internal(error, collection=self._collection)
         if not pending.done.cancelled():
             pending.done.set_result(told)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway.engine import snapshot
 from gateway.errors import StartupError
 
 _DROPPED = ".dropped-"
@@ -36,6 +37,21 @@ class DataDirectory:
         doomed = self._collections / f"{_DROPPED}{epoch}"
         os.rename(self.collection(name), doomed)
         shutil.rmtree(doomed)
+
+    def copying(self, name: str) -> Path:
+        """Return where a copy of a collection is made; `sweep` removes what a crash left of it."""
+        return self._collections / f".copying-{name}"
+
+    def put_in_place(self, name: str) -> None:
+        """Let a finished copy take the place of what there is of a collection. After a crash in here it isn't there, or is
+        what it was before, or what it is now.
+        """
+        if self.collection(name).exists():
+            doomed = self._collections / f"{_DROPPED}{name}"
+            os.rename(self.collection(name), doomed)
+            shutil.rmtree(doomed)
+        os.rename(self.copying(name), self.collection(name))
+        snapshot.sync_directory(self._collections)
 
     def sweep(self) -> None:
         """Finish what a crash interrupted: drops, and collections being made."""

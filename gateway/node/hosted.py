@@ -7,19 +7,24 @@ import heapq
 import itertools
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from gateway.bus.bus import Bus, Listener
+from gateway.bus.local import LocalBus
 from gateway.embed.embedder import Embedder
 from gateway.engine.collection import Collection
-from gateway.engine.types import Applied, BatchComplete, Page, Span
-from gateway.errors import Overloaded, StorageUnavailable
+from gateway.engine.types import Answer, Applied, BatchComplete, Document, Done, Page, Span, Write
+from gateway.errors import HotindexError, Overloaded
 from gateway.ingest.commit import Bounds, Committer
 from gateway.metrics import CollectionState, Metrics
+from gateway.node import queries
+from gateway.node.exchange import Info
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
+from gateway.protocol import messages
 from gateway.push.room import Room, RoomLimits
 
 _T = TypeVar("_T")
@@ -49,6 +54,10 @@ class Threads:
             executor.shutdown()
 
 
+MakeBus = Callable[[Collection, Listener, Executor, Callable[[], Awaitable[None]]], Bus]
+"""Makes what orders a collection's commits: (collection, listener, executor of commits, what waits for room)."""
+
+
 def _give_way() -> None:
     """Let other threads have the processor first; those that this one starts inherit it."""
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
@@ -67,10 +76,15 @@ class Hosted:
         hot: HotLimits,
         timing: Timing,
         room: RoomLimits = RoomLimits(),
+        make_bus: MakeBus = LocalBus,
+        read_wait_s: float = 5.0,
     ) -> None:
         self.collection = collection
         self.embedder = embedder
         self.name = collection.spec.name
+        self.spec = collection.spec
+        self.epoch = collection.epoch
+        self._read_wait_s = read_wait_s
         self._threads = threads
         self._changes = metrics.changes.labels(self.name)
         self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
@@ -86,38 +100,34 @@ class Hosted:
             timing,
             metrics.hot_waits.labels(self.name).inc,
         )
+        self.bus = make_bus(collection, self, threads.commit, self.upkeep.room)
         self.committer = Committer(
-            collection, embedder, self, threads.commit, self.upkeep.room, bounds, metrics.commit_seconds.observe
+            self.name, embedder, self.bus, bounds, self._gather_s, metrics.commit_seconds.observe
         )
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        await self.bus.start()
         self.committer.start()
         self.upkeep.start()
 
     async def stop(self) -> None:
         """Commit what was submitted, write a snapshot where anything changed, close the files."""
         await self.committer.stop()
+        await self.bus.stop()
         await self.upkeep.stop()
         await self.read(self.collection.close)
 
     async def probe(self) -> str | None:
-        """Return why writes fail at present, if they do: where the last commit failed, another one is tried."""
-        if self.committer.fault is None:
-            return None
-        try:
-            await asyncio.get_running_loop().run_in_executor(self._threads.commit, self.collection.probe)
-        except StorageUnavailable as error:
-            return f"collection {self.name!r}: {error.message}"
-        self.committer.fault = None
-        return None
+        """Return why writes fail at present, if they do."""
+        await self.bus.probe()
+        return None if self.bus.fault is None else f"collection {self.name!r}: {self.bus.fault}"
+
+    def _gather_s(self) -> float:
+        return max(self.room.gather_s, self.bus.gather_s)
 
     @property
     def wants_vectors(self) -> bool:
         return self.room.wants_vectors
-
-    @property
-    def gather_s(self) -> float:
-        return self.room.gather_s
 
     def publish(self, applied: Applied) -> None:
         """Pass a commit on to the room, and to those who wait for its index_version."""
@@ -128,6 +138,26 @@ class Hosted:
             if not reached.done():
                 reached.set_result(None)
         self.upkeep.nudge()
+
+    async def info(self) -> Info:
+        collection = self.collection
+        documents, purged = collection.document_count, collection.purged_through
+        return Info(self.spec, self.epoch, self.room.head, documents, purged)
+
+    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
+        return await self.committer.submit(write)
+
+    async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:
+        return await self.read(partial(self.collection.get, document_id, include_vector=include_vector))
+
+    async def search(self, command: messages.Search) -> Answer:
+        if command.min_index_version is not None:
+            await self.reach(command.min_index_version, self._read_wait_s)
+        query = await queries.query(self, command)
+        return await self.read(partial(self.collection.search, query))
+
+    def reaches(self, since: int, epoch: str | None) -> bool:
+        return self.collection.reaches(since, epoch)
 
     async def reach(self, index_version: int, within_s: float) -> None:
         """Wait until this node has applied `index_version`. Raises Overloaded after `within_s`."""

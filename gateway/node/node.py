@@ -3,35 +3,43 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
+from gateway.bus.shared import State
 from gateway.embed.embedder import Embedder
 from gateway.embed.text import build_text
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
+from gateway.engine.replay import Copy
 from gateway.engine.types import Answer, Document, Done, Metric, Page, Put, Span, Spec, Write
 from gateway.errors import (
     Conflict,
     HotindexError,
     InvalidArgument,
     NotFound,
+    Overloaded,
     StartupError,
     StorageUnavailable,
 )
 from gateway.ingest import intake
 from gateway.ingest.commit import Bounds
 from gateway.metrics import CollectionState, Metrics
-from gateway.node import queries
+from gateway.node import answering, exchange, joining, queries
+from gateway.node.cluster import Cluster, SingleNode
 from gateway.node.datadir import DataDirectory
+from gateway.node.exchange import Info
 from gateway.node.hosted import Hosted, Threads
+from gateway.node.registry import Holding, Life
+from gateway.node.remote import Remote
+from gateway.node.served import Served
 from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks, messages
-from gateway.protocol.codec import Codec
+from gateway.protocol.codec import MSGPACK, Codec
 from gateway.push.events import Variant
 from gateway.push.room import RoomLimits, Sink, Subscriber
 
@@ -104,6 +112,7 @@ class Node:
         metrics: Metrics,
         now: Callable[[], int],
         checksum: Checksum = checksum,
+        cluster: Cluster | None = None,
     ) -> None:
         self._checksum = checksum
         self._directory = directory
@@ -111,7 +120,9 @@ class Node:
         self._options = options
         self._metrics = metrics
         self._now = now
+        self.cluster = cluster or SingleNode()
         self._hosted: dict[str, Hosted] = {}
+        self._remotes: dict[str, Remote] = {}
         self._threads = Threads.start(options.cores)
         self._lifecycle = asyncio.Lock()
         metrics.watch(self.states)
@@ -129,11 +140,13 @@ class Node:
                 collection = await loop.run_in_executor(self._threads.upkeep, self._open, name)
             except (StorageUnavailable, OSError) as error:
                 raise StartupError(f"collection {name!r} can't be opened: {error}") from error
-            self._host(collection)
+            await self._host(collection)
 
     async def stop(self) -> None:
         """Finish all writes, write snapshots, close the files."""
+        await asyncio.gather(*(remote.close() for remote in self._remotes.values()))
         await asyncio.gather(*(hosted.stop() for hosted in self._hosted.values()))
+        self._remotes.clear()
         self._hosted.clear()
         self._threads.shut_down()
         for embedder in self._embedders.values():
@@ -142,7 +155,7 @@ class Node:
     async def faults(self) -> list[str]:
         """Return why this node can't do all of its job, one sentence each."""
         found = await asyncio.gather(*(hosted.probe() for hosted in list(self._hosted.values())))
-        return [fault for fault in found if fault]
+        return [fault for fault in [self.cluster.fault, *found] if fault]
 
     def states(self) -> Iterator[CollectionState]:
         return (hosted.state() for hosted in self._hosted.values())
@@ -154,8 +167,53 @@ class Node:
             raise NotFound(f"no collection {name!r}", field="collection")
         return self._hosted[name]
 
-    def names(self) -> list[str]:
-        return sorted(self._hosted)
+    async def served(self, name: str | None) -> Served:
+        """Return a collection (None: the default one), hosted here or elsewhere. Raises InvalidArgument and NotFound, and
+        Overloaded where it is elsewhere and can't be reached.
+        """
+        name = self.resolve(name)
+        if name in self._hosted:
+            return self._hosted[name]
+        remote = self._remotes.get(name)
+        if remote is not None and not remote.ended:
+            return remote
+        if name not in self.cluster.names():
+            raise NotFound(f"no collection {name!r}", field="collection")
+        return await self._reach_out(name)
+
+    async def _reach_out(self, name: str) -> Served:
+        """Serve a collection that others host."""
+        async with self._lifecycle:
+            remote = self._remotes.get(name)
+            if name not in self._hosted and (remote is None or remote.ended):
+                await self._let_go(name)
+                await self._open_remote(name)
+        return self._hosted.get(name) or self._remotes[name]
+
+    async def _open_remote(self, name: str) -> None:
+        calls = self.cluster.calls(name)
+        if calls is None:
+            raise Overloaded(f"no node that hosts collection {name!r} is there", retry_after_s=1.0)
+        info = await calls.call("info", b"", exchange.decode_info)
+        observe_s = self._metrics.commit_seconds.observe
+        remote = Remote(calls, info, self._options.bounds, self._options.room, observe_s)
+        await remote.open()
+        self._remotes[name] = remote
+
+    async def _let_go(self, name: str) -> None:
+        """Forget a collection that others host."""
+        if name in self._remotes:
+            await self._remotes.pop(name).close()
+
+    async def infos(self) -> list[Info]:
+        """Return all collections, hosted here or elsewhere."""
+        infos: list[Info] = []
+        for name in sorted({*self._hosted, *self._remotes, *self.cluster.names()}):
+            try:
+                infos.append(await (await self.served(name)).info())
+            except NotFound:
+                continue  # dropped a moment ago
+        return infos
 
     def resolve(self, name: str | None) -> str:
         """Return the name, checked, or the default collection's. Raises InvalidArgument."""
@@ -164,47 +222,123 @@ class Node:
         checks.collection_name(name)
         return name
 
-    async def create(self, name: str, settings: queries.CollectionSettings) -> tuple[Hosted, bool]:
+    async def create(self, name: str, settings: queries.CollectionSettings) -> tuple[Served, bool]:
         """Make a collection unless there is one already; tell whether it was made.
 
         Raises InvalidArgument, and Conflict where there is one made differently.
         """
         checks.collection_name(name)
         spec = queries.spec(name, settings, self._embedders)
+        try:
+            served = await self.served(name)
+        except NotFound:
+            served, made = await self.make(spec), True
+        else:
+            made = False
+        if served.spec != queries.respec(served.spec, settings, self._embedders):
+            raise Conflict(
+                f"collection {name!r} exists with other settings: {queries.describe(served.spec)}", field="collection"
+            )
+        return served, made
+
+    async def make(self, spec: Spec) -> Served:
+        """Make a collection, here or at a node that hosts it, unless there is one by now, which may have another spec.
+
+        Raises Overloaded.
+        """
+        if not self.cluster.hosts(spec.name):
+            calls = self.cluster.calls(spec.name)
+            if calls is None:
+                raise Overloaded(f"no node that hosts collection {spec.name!r} can be reached", retry_after_s=1.0)
+            await calls.call("make", exchange.encode(spec), bytes)
+            return await self._reach_out(spec.name)
         async with self._lifecycle:
-            if name in self._hosted:
-                found = self._hosted[name].collection.spec
-                if found != queries.respec(found, settings, self._embedders):
-                    raise Conflict(
-                        f"collection {name!r} exists with other settings: {queries.describe(found)}", field="collection"
-                    )
-                return self._hosted[name], False
-            return await self._create(spec), True
+            return self._hosted.get(spec.name) or await self._create(spec)
 
     async def drop(self, name: str) -> None:
         """Remove a collection with everything in it. Its subscribers are told `unsubscribed`."""
+        served = await self.served(name)
         async with self._lifecycle:
-            hosted = self.hosted(name)
-            del self._hosted[name]
-            hosted.room.close()
-            await hosted.stop()
-            self._metrics.forget(name)
-            await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
-            log.info("collection_dropped", collection=name)
+            await self.cluster.drop(name, served.epoch)
+            if name in self._hosted:
+                await self._remove(self._hosted[name])
+            else:
+                await self._let_go(name)
+
+    async def _remove(self, hosted: Hosted) -> None:
+        name = hosted.name
+        del self._hosted[name]
+        hosted.room.close()
+        await hosted.stop()
+        self._metrics.forget(name)
+        await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
+        log.info("collection_dropped", collection=name)
 
     async def _create(self, spec: Spec) -> Hosted:
         loop = asyncio.get_running_loop()
-        path = self._directory.collection(spec.name)
-        make = partial(Collection.create, path, spec, build_text, self._now, self._options.idempotency_window_s)
+        life = await self.cluster.register(spec)
+        path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
+        make = partial(Collection.create, path, life.spec, build_text, self._now, window_s, life.epoch)
         collection = await loop.run_in_executor(self._threads.upkeep, make)
         log.info("collection_created", collection=spec.name, dimension=spec.dimension, model=spec.model)
-        return self._host(collection)
+        return await self._host(collection)
+
+    # What the cluster asks of this node.
+
+    def holdings(self) -> dict[str, Holding]:
+        return {
+            name: Holding(
+                hosted.collection.epoch,
+                hosted.collection.writer.term,
+                hosted.collection.index_version,
+                hosted.collection.document_count,
+            )
+            for name, hosted in self._hosted.items()
+        }
+
+    async def join(self, life: Life, state: State, copies: AsyncIterator[Copy] | None) -> None:
+        name = life.spec.name
+        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self._now)
+        async with self._lifecycle:
+            if name not in self._hosted:
+                await self._put_in_place(name)
+                await self._let_go(name)
+                log.info("joined", collection=name, index_version=self._hosted[name].collection.index_version)
+
+    async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
+        old = self.hosted(name)
+        position = old.collection.index_version
+        tail = await old.read(lambda: list(joining.changes_after(old.collection, agreed)))
+        life = Life(state.epoch, old.collection.spec)
+        # Positions of subscribers up to here may name other changes now: they start over.
+        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self._now, position + 1)
+        async with self._lifecycle:
+            del self._hosted[name]
+            old.room.abandon()
+            await old.stop()
+            hosted = await self._put_in_place(name)
+        writes = await hosted.read(lambda: list(joining.rewrites(tail, hosted.collection, agreed)))
+        log.warning("copied_anew", collection=name, agreed=agreed, changed_here=len(tail), written_again=len(writes))
+        for write in writes:
+            outcome = await (await hosted.committer.submit(write))
+            if isinstance(outcome, HotindexError):
+                log.error("not_written_again", collection=name, id=write.operations[0].id, reason=outcome.message)
+
+    async def _put_in_place(self, name: str) -> Hosted:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._threads.upkeep, self._directory.put_in_place, name)
+        return await self._host(await loop.run_in_executor(self._threads.upkeep, self._open, name))
+
+    async def leave(self, name: str) -> None:
+        async with self._lifecycle:
+            if name in self._hosted:
+                await self._remove(self._hosted[name])
 
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
         return Collection(path, build_text, self._now, self._options.idempotency_window_s, self._checksum)
 
-    def _host(self, collection: Collection) -> Hosted:
+    async def _host(self, collection: Collection) -> Hosted:
         model = collection.spec.model
         hosted = Hosted(
             collection,
@@ -215,8 +349,10 @@ class Node:
             self._options.hot,
             self._options.timing,
             self._options.room,
+            self.cluster.make_bus,
+            self._options.read_wait_s,
         )
-        hosted.start()
+        await hosted.start()
         self._hosted[hosted.name] = hosted
         return hosted
 
@@ -229,11 +365,17 @@ class Node:
 
     async def submit_write(self, name: str | None, write: Write) -> Ticket:
         name = self.resolve(name)
-        hosted = self._hosted.get(name) or await self._first_write(name, write)
-        intake.check(write, hosted.collection.spec)
-        return Ticket(name, await hosted.committer.submit(write))
+        served = self._hosted.get(name) or await self._to_write_to(name, write)
+        intake.check(write, served.spec)
+        return Ticket(name, await served.submit(write))
 
-    async def _first_write(self, name: str, write: Write) -> Hosted:
+    async def _to_write_to(self, name: str, write: Write) -> Served:
+        try:
+            return await self.served(name)
+        except NotFound:
+            return await self._first_write(name, write)
+
+    async def _first_write(self, name: str, write: Write) -> Served:
         """Make the collection a write asks for that names none there is."""
         puts = [operation for operation in write.operations if isinstance(operation, Put)]
         if not puts:
@@ -251,48 +393,73 @@ class Node:
                     f"document {put.id!r} has no vector, and nothing that a model of collection {name!r} could embed",
                     field="vector",
                 )
-        async with self._lifecycle:
-            return self._hosted.get(name) or await self._create(spec)
+        return await self.make(spec)
 
     async def get(self, command: messages.Get) -> tuple[str, Document, bytes | None]:
         """Return the collection's name, a document, and its vector if asked for. Raises NotFound."""
-        hosted = self.hosted(command.collection)
+        served = await self.served(command.collection)
         checks.document_id(command.id)
-        with_vector = "vector" in command.include
-        found = await hosted.read(partial(hosted.collection.get, command.id, include_vector=with_vector))
+        found = await served.get(command.id, include_vector="vector" in command.include)
         if found is None:
-            raise queries.no_document(hosted.name, command.id)
-        return hosted.name, *found
+            raise queries.no_document(served.name, command.id)
+        return served.name, *found
 
     async def search(self, command: messages.Search) -> tuple[str, Answer]:
         """Return the collection's name and the nearest documents."""
-        hosted = self.hosted(command.collection)
-        if command.min_index_version is not None:
-            await hosted.reach(command.min_index_version, self._options.read_wait_s)
-        query = await queries.query(hosted, command)
-        return hosted.name, await hosted.read(partial(hosted.collection.search, query))
+        served = await self.served(command.collection)
+        return served.name, await served.search(command)
 
     async def changes(
         self, name: str, since: int, epoch: str | None, limit: int, *, with_vectors: bool
-    ) -> tuple[Hosted, Page | None]:
+    ) -> tuple[Served, Page | None]:
         """Return a page of the net change after `since`; None where it can't be given in full."""
-        hosted = self.hosted(name)
-        if not hosted.collection.reaches(since, epoch):
-            return hosted, None
-        return hosted, await hosted.read_changes(Span(since, since, hosted.room.head), limit, PAGE_BYTES, with_vectors)
+        served = await self.served(name)
+        if not served.reaches(since, epoch):
+            return served, None
+        return served, await served.read_changes(Span(since, since, served.room.head), limit, PAGE_BYTES, with_vectors)
+
+    async def answer(self, name: str, call: str, body: bytes) -> bytes:
+        """Answer another node. Raises a HotindexError."""
+        if call == "make" and name not in self._hosted:
+            await self.make(exchange.decode_spec(body))
+            return b""
+        if call == "make":
+            return b""
+        return await answering.answer(self._hosted_for_another(name), call, body)
+
+    def _hosted_for_another(self, name: str) -> Hosted:
+        if name not in self._hosted and name in self.cluster.names() and self.cluster.hosts(name):
+            raise Overloaded(f"collection {name!r} is about to be copied here", retry_after_s=1.0)
+        return self.hosted(name)
+
+    def relay(self, name: str, body: bytes, sink: Sink) -> Callable[[], Subscriber]:
+        """Return what lets another node's copy of a room begin, after its greeting was written to `sink`."""
+        hosted = self._hosted_for_another(name)
+        since, epoch = exchange.decode_relay(body)
+        variant = Variant(name, MSGPACK, batch=True, relay=True)
+        recovered = hosted.reaches(since, epoch) and since <= hosted.room.head
+        subscribed = messages.Subscribed(
+            collection=name, index_version=hosted.room.head, epoch=hosted.epoch, recovered=recovered
+        )
+        sink.write(variant.control(subscribed))
+        return partial(hosted.room.join, variant, sink, since if recovered else None)
 
     async def snapshot(self, name: str) -> int:
         """Write a snapshot now; return the index_version it was taken at."""
         return await self.hosted(name).upkeep.snapshot()
 
-    def subscribe(self, command: messages.Subscribe, codec: Codec, sink: Sink, *, sse: bool = False) -> Membership:
-        """Check a subscription, and prepare it to begin at this moment. `sse` has it written as Server-Sent Events."""
-        hosted = self.hosted(command.collection)
+    async def subscribe(
+        self, command: messages.Subscribe, codec: Codec, sink: Sink, *, sse: bool = False
+    ) -> Membership:
+        """Check a subscription, and prepare it to begin at the moment this returns. `sse` has it written as Server-Sent
+        Events.
+        """
+        served = await self.served(command.collection)
         if command.since is not None:
             checks.between(command.since, 0, 2**63 - 1, "since")
         where = Filter(command.filter) if command.filter else None
         variant = Variant(
-            hosted.name,
+            served.name,
             codec,
             where,
             content="content" in command.include,
@@ -301,14 +468,12 @@ class Node:
             sse=sse,
             caught_up=command.caught_up,
         )
-        collection = hosted.collection
-        recovered = command.since is not None and (
-            command.since == 0 or collection.reaches(command.since, command.epoch)
-        )
+        recovered = command.since is not None and (command.since == 0 or served.reaches(command.since, command.epoch))
         since = command.since if recovered else None
-        join = partial(hosted.room.join, variant, sink, since)
-        return Membership(variant, hosted.room.head, recovered, collection.epoch, join)
+        join = partial(served.room.join, variant, sink, since)
+        return Membership(variant, served.room.head, recovered, served.epoch, join)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
-        if name in self._hosted:
-            self._hosted[name].room.leave(subscriber)
+        served = self._hosted.get(name) or self._remotes.get(name)
+        if served is not None:
+            served.room.leave(subscriber)

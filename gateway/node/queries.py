@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Protocol, TypeVar
 
 import msgspec
 import numpy as np
 
 from gateway.embed.embedder import Embedder
 from gateway.engine import vectors
+from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.search import Query
 from gateway.engine.types import Metric, Spec, Vector
 from gateway.errors import HotindexError, InvalidArgument, NotFound
-from gateway.node.hosted import Hosted
 from gateway.protocol import checks, messages
 
+_T = TypeVar("_T")
 MAX_EF = 4096
 MAX_VECTORS = 64
 MAX_INDEXES = 16
@@ -94,13 +96,28 @@ def no_document(collection: str, document_id: str) -> NotFound:
     return NotFound(f"no document {document_id!r} in collection {collection!r}", field="id")
 
 
-async def query(hosted: Hosted, command: messages.Search) -> Query:
+class Place(Protocol):
+    """Where a search is made."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def collection(self) -> Collection: ...
+
+    @property
+    def embedder(self) -> Embedder | None: ...
+
+    async def read(self, work: Callable[[], _T]) -> _T: ...
+
+
+async def query(place: Place, command: messages.Search) -> Query:
     """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
     checks.between(command.k, 1, checks.MAX_K, "k")
     if command.ef is not None:
         checks.between(command.ef, 1, MAX_EF, "ef")
     return Query(
-        await _vectors(hosted, command),
+        await _vectors(place, command),
         command.k,
         Filter(command.filter) if command.filter else None,
         command.exact,
@@ -111,7 +128,7 @@ async def query(hosted: Hosted, command: messages.Search) -> Query:
     )
 
 
-async def _vectors(hosted: Hosted, command: messages.Search) -> Vector:
+async def _vectors(place: Place, command: messages.Search) -> Vector:
     """Return the vectors[n, d] to search for."""
     given = [name for name in ("vector", "vectors", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
@@ -120,39 +137,39 @@ async def _vectors(hosted: Hosted, command: messages.Search) -> Vector:
         )
     if command.vectors is not None:
         checks.between(len(command.vectors), 1, MAX_VECTORS, "the number of vectors")
-        return np.stack([_parse(hosted, one, f"vectors[{i}]") for i, one in enumerate(command.vectors)])
-    return (await _vector(hosted, command))[np.newaxis]
+        return np.stack([_parse(place, one, f"vectors[{i}]") for i, one in enumerate(command.vectors)])
+    return (await _vector(place, command))[np.newaxis]
 
 
-def _parse(hosted: Hosted, raw: messages.RawVector, field: str) -> Vector:
+def _parse(place: Place, raw: messages.RawVector, field: str) -> Vector:
     vector = vectors.parse(raw, field)
-    spec = hosted.collection.spec
+    spec = place.collection.spec
     vectors.check(vector, spec.dimension, spec.metric, field)
     return vector
 
 
-async def _vector(hosted: Hosted, command: messages.Search) -> Vector:
-    collection = hosted.collection
+async def _vector(place: Place, command: messages.Search) -> Vector:
+    collection = place.collection
     if command.vector is not None:
-        return _parse(hosted, command.vector, "vector")
+        return _parse(place, command.vector, "vector")
     if command.text is not None:
-        return await _embed(hosted, command.text)
+        return await _embed(place, command.text)
     assert command.id is not None, "one of the three is given"
     checks.document_id(command.id)
-    found = await hosted.read(partial(collection.get, command.id, include_vector=True))
+    found = await place.read(partial(collection.get, command.id, include_vector=True))
     if found is None or found[1] is None:
-        raise no_document(hosted.name, command.id)
+        raise no_document(place.name, command.id)
     return np.frombuffer(found[1], np.float32)
 
 
-async def _embed(hosted: Hosted, text: str) -> Vector:
-    if hosted.embedder is None:
+async def _embed(place: Place, text: str) -> Vector:
+    if place.embedder is None:
         raise InvalidArgument(
-            f"collection {hosted.name!r} has no embedding model here; search it by vector or id", field="text"
+            f"collection {place.name!r} has no embedding model here; search it by vector or id", field="text"
         )
     if not text.strip():
         raise InvalidArgument(f"text is {text!r}; it must have words", field="text")
-    (vector,) = await hosted.embedder.embed([text])
+    (vector,) = await place.embedder.embed([text])
     if isinstance(vector, HotindexError):
         raise vector
     return vector

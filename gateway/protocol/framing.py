@@ -12,6 +12,10 @@ SSE_PING = b": ping\n\n"
 """A comment, which clients of Server-Sent Events pass over."""
 
 
+RELAY_PING = b"\0\0\0\0"
+"""An empty frame for another node."""
+
+
 def frame(payload: bytes, *, binary: bool) -> bytes:
     """Return an unmasked, unfragmented data frame (RFC 6455, section 5.2), as a server sends it."""
     first = _BINARY if binary else _TEXT
@@ -28,3 +32,8 @@ def server_sent_event(payload: bytes, position: int | None) -> bytes:
     if position is None:
         return b"data: %b\n\n" % payload
     return b"id: %d\ndata: %b\n\n" % (position, payload)
+
+
+def relay_frame(payload: bytes) -> bytes:
+    """Return a payload for another node, its length before it."""
+    return struct.pack("!I", len(payload)) + payload

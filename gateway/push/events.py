@@ -14,7 +14,7 @@ from gateway.engine.filter import Filter
 from gateway.engine.types import BatchComplete, Change, EventType
 from gateway.protocol import messages
 from gateway.protocol.codec import Codec
-from gateway.protocol.framing import frame, server_sent_event
+from gateway.protocol.framing import frame, relay_frame, server_sent_event
 from gateway.protocol.timestamps import iso
 
 _FRAME_BYTES = 1 << 20
@@ -28,7 +28,8 @@ PART_BYTES = 256 << 10
 class Variant:
     """How a subscriber wants events. Subscribers of one variant get the same bytes.
 
-    `sse` writes Server-Sent Events instead of WebSocket frames; `caught_up` tells when all that was missed has come.
+    `sse` writes Server-Sent Events instead of WebSocket frames; `relay` writes the changes as they are, for another node;
+    `caught_up` tells when all that was missed has come.
     """
 
     collection: str
@@ -39,6 +40,7 @@ class Variant:
     batch: bool = False
     sse: bool = False
     caught_up: bool = False
+    relay: bool = False
 
     @cached_property
     def form(self) -> Variant:
@@ -52,6 +54,8 @@ class Variant:
     def wrap(self, payload: bytes, position: int | None) -> bytes:
         if self.sse:
             return server_sent_event(payload, position)
+        if self.relay:
+            return relay_frame(payload)
         return frame(payload, binary=self.codec.binary)
 
     def can_show(self, change: Change | BatchComplete) -> bool:
@@ -96,10 +100,12 @@ class Events:
             self.size_bytes += len(data)
         return data
 
-    def part(self, variant: Variant, after: int) -> tuple[bytes, int]:
-        """Return a part of what is to be written for `variant` after that index_version, and the one it goes up to."""
-        if not self.large and after < index_version(self.changes[0]):
-            return self.bytes_for(variant), index_version(self.changes[-1])
+    def part(self, variant: Variant, after: int, through: int) -> tuple[bytes, int]:
+        """Return a part of what is to be written for `variant` after that index_version, and the one it goes up to, which
+        is `through` once all have been.
+        """
+        if not self.large and (not self.changes or after < index_version(self.changes[0])):
+            return self.bytes_for(variant), through
         part: list[tuple[int, bool]] = []
         size_bytes = 0
         for i, left in self._concerning(variant, after):
@@ -108,7 +114,7 @@ class Events:
                 return self._join(variant, part), index_version(self.changes[part[-1][0]])
             part.append((i, left))
             size_bytes += self.changes[i].size_bytes
-        return self._join(variant, part), index_version(self.changes[-1])
+        return self._join(variant, part), through
 
     def messages_for(self, variant: Variant) -> tuple[messages.Event, ...]:
         """Return the events that concern `variant`, not encoded."""
@@ -147,11 +153,12 @@ class Events:
         data = encoded.get((i, left))
         if data is None:
             change = self.changes[i]
-            event = _event(change, form, left=left)
-            if form.batch:
-                data = form.codec.encode(event)
+            if form.relay:
+                data = form.codec.encode(change)
+            elif form.batch:
+                data = form.codec.encode(_event(change, form, left=left))
             else:
-                update = messages.IndexUpdate(collection=form.collection, event=event)
+                update = messages.IndexUpdate(collection=form.collection, event=_event(change, form, left=left))
                 data = form.wrap(form.codec.encode(update), index_version(change))
             encoded[i, left] = data
             self.size_bytes += len(data)
@@ -195,6 +202,8 @@ def _metadata(change: Change) -> tuple[Any, Any]:
 
 def _update(form: Variant, events: Sequence[bytes]) -> bytes:
     encoded = [msgspec.Raw(event) for event in events]
+    if form.relay:
+        return form.wrap(form.codec.encode(encoded), None)
     if len(encoded) == 1:
         update = messages.IndexUpdate(collection=form.collection, event=encoded[0])
     else:

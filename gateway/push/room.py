@@ -149,7 +149,7 @@ class Room:
         """
         cursor = self.head if since is None else since
         subscriber = Subscriber(variant, sink, cursor, Span(cursor, cursor, self.head))
-        if since == 0:
+        if since == 0 and not variant.relay:
             sink.write(variant.control(Reset(collection=self.collection, epoch=self.epoch), 0))
         if subscriber.cursor == self.head:
             self._go_live(subscriber)
@@ -170,12 +170,21 @@ class Room:
 
     def close(self) -> None:
         """Tell all subscribers that nothing more comes, and let them go. Their tasks have ended when this returns."""
-        members = [*self._behind, *(member for live in self._live.values() for member in live)]
-        for subscriber in members:
+        for subscriber in self._members():
             self.leave(subscriber)
             subscriber.closed = True
             subscriber.sink.write(subscriber.variant.control(Unsubscribed(collection=self.collection)))
             subscriber.sink.end()
+
+    def abandon(self) -> None:
+        """Close the connections of all subscribers: they come back, and resume in what takes this room's place."""
+        for subscriber in self._members():
+            self.leave(subscriber)
+            subscriber.closed = True
+            subscriber.sink.abandon()
+
+    def _members(self) -> list[Subscriber]:
+        return [*self._behind, *(member for live in self._live.values() for member in live)]
 
     def publish(self, applied: Applied) -> None:
         """Pass one commit on. Commits come in order, each once."""
@@ -256,7 +265,7 @@ class Room:
                 return False
             while subscriber.cursor < entry.applied.index_version:
                 size_bytes = entry.events.size_bytes
-                data, through = entry.events.part(variant, subscriber.cursor)
+                data, through = entry.events.part(variant, subscriber.cursor, entry.applied.index_version)
                 self._log_bytes += entry.events.size_bytes - size_bytes
                 if data and not subscriber.sink.offer(data):
                     return True

@@ -98,7 +98,7 @@ class Conversation:
     async def _perform(self, step: Perform) -> None:
         match step.command:
             case messages.Subscribe():
-                self._subscribe(step, step.command)
+                await self._subscribe(step, step.command)
             case messages.Unsubscribe():
                 self._unsubscribe(step, step.command)
             case messages.Get() | messages.Search():
@@ -156,8 +156,8 @@ class Conversation:
         else:
             self._answer(step, answer)
 
-    def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
-        membership = self._node.subscribe(command, self.session.codec, self.connection.outlet)
+    async def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
+        membership = await self._node.subscribe(command, self.session.codec, self.connection.outlet)
         name = membership.collection
         for other in [other for other, subscriber in self._subscribers.items() if subscriber.closed]:
             self.session.rooms.discard(other)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import zlib
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
@@ -23,13 +24,16 @@ from gateway.errors import (
 )
 from gateway.faults import internal
 from gateway.metrics import CONTENT_TYPE, Metrics
-from gateway.node.hosted import Hosted
+from gateway.node import exchange, peers
+from gateway.node.exchange import Info
 from gateway.node.node import Node
 from gateway.node.queries import CollectionSettings
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import JSON, MSGPACK, Codec
+from gateway.protocol.framing import RELAY_PING, SSE_PING
 from gateway.protocol.session import error_message
 from gateway.push.events import Events, Variant
+from gateway.push.room import Subscriber
 from gateway.server import replies
 from gateway.server.ndjson import NDJSON_TYPE, load
 from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
@@ -134,6 +138,9 @@ class HttpServer:
                 web.get(f"{collection}/changes", self._changes),
                 web.get(f"{collection}/stream", self._stream),
                 web.post(f"{collection}/snapshot", self._snapshot),
+                web.get(f"{collection}/digest", self._digest),
+                web.get("/v1/nodes", self._nodes),
+                web.post(f"{peers.PATH}/{{collection}}/{{call}}", self._answer_peer),
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
                 web.get("/v1/documents/{id:.+}", self._metadata),
@@ -174,21 +181,51 @@ class HttpServer:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _list(self, request: web.Request) -> web.Response:
-        infos = [_info(self._node.hosted(name)) for name in self._node.names()]
-        return _respond(request, {"collections": infos})
+        return _respond(request, {"collections": [_info(info) for info in await self._node.infos()]})
 
     async def _describe(self, request: web.Request) -> web.Response:
-        return _respond(request, _info(self._node.hosted(request.match_info["collection"])))
+        served = await self._node.served(request.match_info["collection"])
+        return _respond(request, _info(await served.info()))
 
     async def _create(self, request: web.Request) -> web.Response:
         settings = await _body(request, CollectionSettings) if request.can_read_body else CollectionSettings()
-        hosted, made = await self._node.create(request.match_info["collection"], settings)
-        return _respond(request, _info(hosted), status=201 if made else 200)
+        served, made = await self._node.create(request.match_info["collection"], settings)
+        return _respond(request, _info(await served.info()), status=201 if made else 200)
 
     async def _drop(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
         await self._node.drop(name)
         return _respond(request, {"collection": name, "status": "dropped"})
+
+    async def _digest(self, request: web.Request) -> web.Response:
+        hosted = self._node.hosted(request.match_info["collection"])
+        index_version, digest = await hosted.read(hosted.collection.digest)
+        return _respond(request, {"collection": hosted.name, "index_version": index_version, "digest": digest})
+
+    async def _nodes(self, request: web.Request) -> web.Response:
+        return _respond(request, {"nodes": await self._node.cluster.nodes()})
+
+    async def _answer_peer(self, request: web.Request) -> web.StreamResponse:
+        """Answer another node."""
+        name, call = request.match_info["collection"], request.match_info["call"]
+        body = await request.read()
+        try:
+            if call == "relay":
+                return await self._relay(request, name, body)
+            answer = await self._node.answer(name, call, body)
+        except HotindexError as error:
+            failure = exchange.encode(exchange.failure(error))
+            return web.Response(status=peers.REFUSED, body=failure, content_type=_MSGPACK_TYPE)
+        headers = {peers.CHECKSUM: str(zlib.crc32(answer))}
+        return web.Response(body=answer, content_type=_MSGPACK_TYPE, headers=headers)
+
+    async def _relay(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
+        """Send another node all that happens in a room."""
+        assert request.transport is not None, "the node was there a moment ago"
+        stream = EventStream(request.transport, RELAY_PING)
+        response = web.StreamResponse()
+        await self._pump(request, response, stream, name, self._node.relay(name, body, stream)())
+        return response
 
     async def _upsert(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
@@ -251,16 +288,16 @@ class HttpServer:
         include = _include(request)
         source = _filter(request)
         where = Filter(source) if source else None
-        hosted, page = await self._node.changes(
+        served, page = await self._node.changes(
             request.match_info["collection"], since, request.query.get("epoch"), limit, with_vectors="vector" in include
         )
         variant = Variant(
-            hosted.name, _accepted(request), where, content="content" in include, vector="vector" in include
+            served.name, _accepted(request), where, content="content" in include, vector="vector" in include
         )
         answer = Changes(
-            collection=hosted.name,
-            epoch=hosted.collection.epoch,
-            index_version=page.through if page else hosted.room.head,
+            collection=served.name,
+            epoch=served.epoch,
+            index_version=page.through if page else served.room.head,
             recovered=page is not None,
             more=page.more if page else False,
             changes=Events(page.changes).messages_for(variant) if page else (),
@@ -284,12 +321,12 @@ class HttpServer:
         if len(self._streams) >= self._max_streams:
             raise RateLimited(f"more than {self._max_streams} streams", retry_after_s=_STREAM_RETRY_S)
         assert request.transport is not None, "the client was there a moment ago"
-        stream = EventStream(request.transport)
-        membership = self._node.subscribe(command, JSON, stream, sse=True)
+        stream = EventStream(request.transport, SSE_PING)
+        membership = await self._node.subscribe(command, JSON, stream, sse=True)
         if since is not None and not membership.recovered:
             # A browser can't ask again by itself: it is told to start over, and gets everything.
             beginning = msgspec.structs.replace(command, since=0, epoch=None)
-            join = self._node.subscribe(beginning, JSON, stream, sse=True).join
+            join = (await self._node.subscribe(beginning, JSON, stream, sse=True)).join
         else:
             join = membership.join
         response = web.StreamResponse(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
@@ -297,7 +334,18 @@ class HttpServer:
         # Who breaks off before the reset that follows must begin anew.
         position = membership.index_version if since is None else since if membership.recovered else 0
         stream.write(membership.variant.control(membership.reply(), position))
-        subscriber = join()
+        await self._pump(request, response, stream, membership.collection, join())
+        return response
+
+    async def _pump(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        stream: EventStream,
+        collection: str,
+        subscriber: Subscriber,
+    ) -> None:
+        """Send what a room has for a subscriber until one of them, or the client, is gone."""
         self._streams[stream] = asyncio.current_task()
         try:
             await response.prepare(request)
@@ -306,8 +354,7 @@ class HttpServer:
             pass  # gone before the answer
         finally:
             del self._streams[stream]
-            self._node.unsubscribe(membership.collection, subscriber)
-        return response
+            self._node.unsubscribe(collection, subscriber)
 
     async def _keep_alive(self) -> None:
         while True:
@@ -430,8 +477,8 @@ def _parsed(text: str, name: str, low: int, high: int) -> int:
     return value
 
 
-def _info(hosted: Hosted) -> CollectionInfo:
-    spec = hosted.collection.spec
+def _info(info: Info) -> CollectionInfo:
+    spec = info.spec
     return CollectionInfo(
         name=spec.name,
         dimension=spec.dimension,
@@ -442,7 +489,7 @@ def _info(hosted: Hosted) -> CollectionInfo:
         ef_search=spec.ef_search,
         hot_rows=spec.hot_rows,
         indexes=spec.indexes,
-        epoch=hosted.collection.epoch,
-        index_version=hosted.room.head,
-        documents=hosted.collection.document_count,
+        epoch=info.epoch,
+        index_version=info.index_version,
+        documents=info.documents,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from gateway.protocol.framing import SSE_PING
 from gateway.server.buffers import bounded
 
 _PIECE_BYTES = 64 << 10
@@ -15,10 +14,14 @@ CONTENT_TYPE = "text/event-stream"
 
 
 class EventStream:
-    """A room's sink that holds what is on its way out, and takes nothing more meanwhile. Call on the event loop."""
+    """A room's sink that holds what is on its way out, and takes nothing more meanwhile. Call on the event loop.
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    `ping` is what keeps it alive while there is nothing to say.
+    """
+
+    def __init__(self, transport: asyncio.Transport, ping: bytes) -> None:
         bounded(transport)
+        self._ping = ping
         self._transport = transport
         self._waiting: list[bytes] = []
         self._wake = asyncio.Event()
@@ -56,7 +59,7 @@ class EventStream:
     def keep_alive(self) -> None:
         """Send a comment; but end a stream of which nothing has gone out since the last time."""
         if not self._waiting:
-            self.write(SSE_PING)
+            self.write(self._ping)
         elif self._stuck:
             self.abandon()
         else:

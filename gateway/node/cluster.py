@@ -1,0 +1,510 @@
+"""This node among others, or alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+import structlog
+
+from gateway.bus import scripts
+from gateway.bus.bus import Bus, Listener
+from gateway.bus.link import Link, LinkLost, LinkRefused
+from gateway.bus.local import LocalBus
+from gateway.bus.shared import Diverged, Keys, NoPeer, SharedBus, SharedOptions, State, read_state
+from gateway.bus.subscriptions import Subscriptions
+from gateway.engine.collection import Collection, new_epoch
+from gateway.engine.replay import Copy
+from gateway.engine.types import Spec
+from gateway.errors import StartupError, StorageUnavailable
+from gateway.faults import internal
+from gateway.node.exchange import CopyCall
+from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
+from gateway.node.registry import (
+    COLLECTIONS,
+    DROPPED,
+    NODES,
+    Heartbeat,
+    Holding,
+    Life,
+    Neighbours,
+    NodeState,
+    listing,
+    lives,
+)
+from gateway.node.remote import Calls
+
+log = structlog.get_logger(__name__)
+
+_ANNOUNCE = "hotindex:{collections}:announced"
+_FORGET_MS = 60_000
+_PATIENCE_S = 10.0
+_FIRST_PAUSE_S = 0.02
+_UNKNOWN = 1 << 30
+"""As many nodes are expected to say what they hold where it isn't known how many there are."""
+
+_PROBES_MISSED = 3
+_AVOID_S = 5.0
+"""How long others are asked before a node that failed."""
+
+_NEAR = 1000
+"""Nodes whose index_versions differ by less are taken for equally up to date: heartbeats are a second old."""
+
+
+class Local(Protocol):
+    """What the cluster asks of the node it is for."""
+
+    def holdings(self) -> dict[str, Holding]:
+        """Return what the node hosts."""
+        ...
+
+    async def join(self, life: Life, state: State, copies: AsyncIterator[Copy] | None) -> None:
+        """Begin to host a collection, with what is copied from another node."""
+        ...
+
+    async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
+        """Copy a collection anew, and submit once more what this node alone has of it, after `agreed`."""
+        ...
+
+    async def leave(self, name: str) -> None:
+        """Remove a collection that was dropped elsewhere."""
+        ...
+
+
+class Cluster(Protocol):
+    """Where collections come from, and how their commits are ordered. Called on the event loop."""
+
+    async def start(self, local: Local, ws: str, http: str) -> None:
+        """Begin to take part, once the node serves at these addresses. Raises StartupError."""
+        ...
+
+    async def leave(self) -> None:
+        """Take no more part, save for the commits under way."""
+        ...
+
+    async def close(self) -> None: ...
+
+    def make_bus(
+        self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
+    ) -> Bus: ...
+
+    async def register(self, spec: Spec) -> Life:
+        """Return the life of a collection to make: a new one, or that which another node has made meanwhile."""
+        ...
+
+    async def drop(self, name: str, epoch: str) -> None:
+        """Have all nodes drop a collection. Raises StorageUnavailable."""
+        ...
+
+    async def nodes(self) -> list[NodeState]: ...
+
+    def names(self) -> list[str]:
+        """Return the collections there are, as far as is known here."""
+        ...
+
+    def hosts(self, name: str) -> bool:
+        """Tell whether this node is to host a collection."""
+        ...
+
+    def calls(self, name: str) -> Calls | None:
+        """Return what asks other nodes for a collection; None where none is known that could be asked."""
+        ...
+
+    @property
+    def fault(self) -> str | None: ...
+
+
+class SingleNode:
+    """A cluster of one."""
+
+    fault: str | None = None
+
+    async def start(self, local: Local, ws: str, http: str) -> None:
+        pass
+
+    async def leave(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    def make_bus(
+        self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
+    ) -> Bus:
+        return LocalBus(collection, listener, executor, room)
+
+    async def register(self, spec: Spec) -> Life:
+        return Life(new_epoch(), spec)
+
+    async def drop(self, name: str, epoch: str) -> None:
+        pass
+
+    async def nodes(self) -> list[NodeState]:
+        return []
+
+    def names(self) -> list[str]:
+        return []
+
+    def hosts(self, name: str) -> bool:  # noqa: ARG002 - it has all
+        return True
+
+    def calls(self, name: str) -> Calls | None:  # noqa: ARG002 - there is nobody else
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """`heartbeat_s` is the time between heartbeats; `collections` those to host (None: all)."""
+
+    name: str
+    shared: SharedOptions
+    heartbeat_s: float = 1.0
+    collections: frozenset[str] | None = None
+
+
+class SharedCluster:
+    """The nodes that share one Redis."""
+
+    def __init__(self, link: Link, peers: PeerClient, options: ClusterOptions, random: Callable[[], float]) -> None:
+        self._link = link
+        self._client = peers
+        self._options = options
+        self._origin = options.shared.origin
+        self._subscriptions = Subscriptions(link, self._take, self._lost, self._lost, random)
+        self._buses: dict[str, SharedBus] = {}
+        self._neighbours = Neighbours(_PATIENCE_S)
+        self._clock = asyncio.get_running_loop().time
+        self._heartbeat = Heartbeat(
+            self._origin, options.name, "", "", {}, None if options.collections is None else sorted(options.collections)
+        )
+        self._local: Local | None = None
+        self._random = random
+        self._failed: dict[str, float] = {}
+        self._known: frozenset[str] = frozenset()
+        self._due = asyncio.Event()
+        self._probe = f"hotindex:{{{self._origin}}}:probe"
+        self._joins_waiting = False
+        self._probes = 0
+        self._heard_probe = 0
+        self._subscribing: dict[str, asyncio.Task[None]] = {}
+        self._copying: dict[str, asyncio.Task[None]] = {}
+        self._task: asyncio.Task[None] | None = None
+        self.fault: str | None = None
+
+    async def start(self, local: Local, ws: str, http: str) -> None:
+        self._local = local
+        self._heartbeat = msgspec.structs.replace(self._heartbeat, ws=ws, http=http)
+        try:
+            await self._link.open()
+            await self._tick()
+        except LinkRefused as error:
+            raise StartupError(f"setting redis_url: {error}") from None
+        except LinkLost as error:
+            self._note(str(error))
+        self._task = asyncio.create_task(self._run(), name="cluster")
+
+    async def leave(self) -> None:
+        tasks = [task for task in (self._task, *self._copying.values()) if task is not None]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        try:
+            await self._link.run(scripts.HEARTBEAT, [NODES], [self._origin, "", _FORGET_MS])
+            await self._announce(self._origin)
+        except (LinkLost, LinkRefused) as error:
+            log.info("left_without_a_word", reason=str(error))
+
+    async def close(self) -> None:
+        await self._subscriptions.close()
+        await self._client.close()
+        await self._link.close()
+
+    def make_bus(
+        self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
+    ) -> Bus:
+        name = collection.spec.name
+        bus = SharedBus(
+            collection,
+            listener,
+            executor,
+            room,
+            self._link,
+            self,
+            self._options.shared,
+            lambda error: self._replace(name, error),
+            stopped=lambda: self._forget(bus),
+        )
+        self._buses[bus.keys.channel] = bus
+        self._subscribing[bus.keys.channel] = asyncio.create_task(self._subscribe(bus))
+        return bus
+
+    async def _subscribe(self, bus: SharedBus) -> None:
+        """Subscribe to a collection's channel, however long that takes."""
+        while True:
+            try:
+                await self._subscriptions.subscribe(bus.keys.channel)
+            except (LinkLost, LinkRefused) as error:
+                self._note(str(error))
+                await asyncio.sleep(self._options.heartbeat_s)
+            else:
+                bus.look()
+                return
+
+    async def _forget(self, bus: SharedBus) -> None:
+        """A bus has stopped."""
+        channel = bus.keys.channel
+        if self._buses.get(channel) is bus:
+            del self._buses[channel]
+            task = self._subscribing.pop(channel)
+            task.cancel()
+            await asyncio.wait([task])
+            await self._subscriptions.unsubscribe(channel)
+
+    def _take(self, channel: str, message: bytes) -> None:
+        if channel == self._probe:
+            self._heard_probe = int(message)
+        elif channel == _ANNOUNCE:
+            self._neighbours.forget(message.decode())
+            self._due.set()
+        elif channel in self._buses:
+            self._buses[channel].take(message)
+
+    def _lost(self) -> None:
+        """The subscriptions' connection was lost, or is back: something may have been missed."""
+        self._heard_probe = self._probes
+        for bus in self._buses.values():
+            bus.distrust()
+
+    async def _run(self) -> None:
+        subscribed = False
+        pause_s = self._options.heartbeat_s
+        while True:
+            try:
+                async with asyncio.timeout(pause_s):
+                    await self._due.wait()
+                    pause_s = _FIRST_PAUSE_S
+            except TimeoutError:
+                pass
+            self._due.clear()
+            try:
+                if not subscribed:
+                    await self._subscriptions.subscribe(_ANNOUNCE)
+                    await self._subscriptions.subscribe(self._probe)
+                    subscribed = True
+                await self._tick()
+                await self._audit()
+                self.fault = None
+                # A collection that has just been made can be joined in a moment.
+                longest_s = self._options.heartbeat_s
+                pause_s = min(2 * pause_s, longest_s) if self._joins_waiting else longest_s
+            except (LinkLost, LinkRefused, StorageUnavailable) as error:
+                self._note(str(error))
+            except Exception as error:  # without this task the node would be alone without knowing
+                self._note(internal(error).message)
+
+    def _note(self, fault: str) -> None:
+        if fault != self.fault:
+            log.warning("cluster", reason=fault)
+        self.fault = fault
+
+    async def _tick(self) -> None:
+        """Tell the others of this node; do what the register of collections asks for."""
+        assert self._local is not None, "start comes first"
+        said = msgspec.structs.replace(self._heartbeat, holdings=self._local.holdings())
+        reply = await self._link.run(scripts.HEARTBEAT, [NODES], [self._origin, msgspec.json.encode(said), _FORGET_MS])
+        self._neighbours.update(reply, self._clock())
+        await self._reconcile(lives(await self._link.command("HGETALL", COLLECTIONS)))
+
+    async def _audit(self) -> None:
+        """Look whether messages still come: a connection that has gone silent says nothing of it."""
+        silent = self._probes - self._heard_probe >= _PROBES_MISSED
+        for bus in list(self._buses.values()):
+            silent |= await bus.audit()
+        if silent:
+            log.warning("subscriptions_silent", probes_missed=self._probes - self._heard_probe)
+            self._heard_probe = self._probes
+            await self._subscriptions.restart()
+        self._probes += 1
+        await self._link.command(self._link.publish_command(), self._probe, self._probes)
+
+    async def _reconcile(self, register: dict[str, Life]) -> None:
+        assert self._local is not None, "start comes first"
+        self._known = frozenset(register)
+        held = self._local.holdings()
+        for name, holding in held.items():
+            if name in self._copying or (name in register and register[name].epoch == holding.epoch):
+                continue
+            if await self._link.command("SISMEMBER", DROPPED, holding.epoch):
+                log.info("dropped_elsewhere", collection=name)
+                await self._local.leave(name)
+            elif name not in register:
+                await self._enter(name)
+            else:
+                self._note(
+                    f"collection {name!r} is another one here (epoch {holding.epoch}) than in the cluster"
+                    f" ({register[name].epoch}): move its folder away, or drop the other"
+                )
+        self._joins_waiting = False
+        for name, life in register.items():
+            if name not in held and name not in self._copying and self.hosts(name):
+                state = await read_state(self._link, Keys.of(name))
+                if state is not None and state.epoch == life.epoch:
+                    self._copy(name, self._local.join(life, state, self._needed(name, state)))
+                else:
+                    self._joins_waiting = True
+
+    async def _enter(self, name: str) -> None:
+        """Register a collection that was here before the cluster knew of it."""
+        bus = self._buses[Keys.of(name).channel]
+        await self._link.run(scripts.CREATE, [COLLECTIONS], [name, Life(bus.epoch, bus.spec).encode()])
+
+    def hosts(self, name: str) -> bool:
+        """Tell whether this node is to host a collection."""
+        return self._options.collections is None or name in self._options.collections
+
+    def _needed(self, name: str, state: State) -> AsyncIterator[Copy] | None:
+        """Return what a node that has nothing needs beside the stream."""
+        return self.copies(name, state.epoch, state.term, 0) if state.floor else None
+
+    def _replace(self, name: str, error: Diverged) -> None:
+        log.warning("diverged", collection=name, reason=str(error))
+        self._copy(name, self._copy_anew(name, error))
+
+    async def _copy_anew(self, name: str, error: Diverged) -> None:
+        """Copy a collection from the others, until that has been done."""
+        assert self._local is not None, "start comes first"
+        while True:
+            try:
+                state = await read_state(self._link, Keys.of(name))
+                if state is None:
+                    raise NoPeer("the nodes have not agreed yet")
+                await self._local.replace(name, state, error.agreed, self._needed(name, state))
+                return
+            except (LinkLost, LinkRefused, NoPeer, Diverged, StorageUnavailable) as reason:
+                log.warning("not_copied", collection=name, reason=str(reason))
+                await asyncio.sleep(self._options.heartbeat_s)
+
+    def _copy(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self._copying[name] = asyncio.create_task(self._copied(name, work), name=f"copy {name}")
+
+    async def _copied(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except (LinkLost, LinkRefused, NoPeer, Diverged, StorageUnavailable) as error:
+            log.warning("not_copied", collection=name, reason=str(error))
+        except Exception as error:  # one collection's fault must not keep this node from the others
+            internal(error, collection=name)
+        finally:
+            del self._copying[name]
+
+    async def register(self, spec: Spec) -> Life:
+        try:
+            found = await self._link.run(scripts.CREATE, [COLLECTIONS], [spec.name, Life(new_epoch(), spec).encode()])
+            await self._announce()
+        except (LinkLost, LinkRefused) as error:
+            raise StorageUnavailable(f"collection {spec.name!r} can't be made at present: {error}") from None
+        return Life.decode(found)
+
+    async def drop(self, name: str, epoch: str) -> None:
+        try:
+            await self._link.run(scripts.DROP, [COLLECTIONS, DROPPED], [name, epoch])
+            keys = Keys.of(name)
+            await self._link.command("DEL", keys.state, keys.log, keys.recent, keys.claims)
+            await self._announce()
+        except (LinkLost, LinkRefused) as error:
+            raise StorageUnavailable(f"collection {name!r} can't be dropped at present: {error}") from None
+
+    async def _announce(self, left: str = "") -> None:
+        """Have all nodes look at the register; and forget one that has left."""
+        await self._link.command(self._link.publish_command(), _ANNOUNCE, left)
+
+    async def nodes(self) -> list[NodeState]:
+        try:
+            assert self._local is not None, "start comes first"
+            said = msgspec.structs.replace(self._heartbeat, holdings=self._local.holdings())
+            reply = await self._link.run(
+                scripts.HEARTBEAT, [NODES], [self._origin, msgspec.json.encode(said), _FORGET_MS]
+            )
+        except (LinkLost, LinkRefused) as error:
+            raise StorageUnavailable(f"the nodes can't be listed at present: {error}") from None
+        self._neighbours.update(reply, self._clock())
+        return listing(self._neighbours.heard(self._clock()))
+
+    # For collections hosted elsewhere: whom to ask.
+
+    def names(self) -> list[str]:
+        return list(self._known)
+
+    def calls(self, name: str) -> Calls | None:
+        return Calls(name, self._client, self) if self.candidates(name) else None
+
+    def candidates(self, collection: str) -> list[str]:
+        """Return the addresses of those that host a collection, or would: the least behind first, but for those that
+        failed lately; among equals by chance.
+        """
+        now = self._clock()
+        ranked = [
+            (
+                self._failed.get(heartbeat.http, -_AVOID_S) + _AVOID_S > now,
+                -(heartbeat.holdings[collection].index_version // _NEAR)
+                if collection in heartbeat.holdings
+                else _UNKNOWN,
+                self._random(),
+                heartbeat.http,
+            )
+            for heartbeat in self._neighbours.alive(now)
+            if heartbeat.origin != self._origin and heartbeat.serves(collection)
+        ]
+        return [http for *_, http in sorted(ranked)]
+
+    def failed(self, http: str) -> None:
+        self._failed[http] = self._clock()
+
+    # For the buses: who else has a collection.
+
+    def expected(self, collection: str) -> int:
+        bus = self._buses.get(Keys.of(collection).channel)
+        if bus is None or bus.position == 0:
+            return 1
+        if self._neighbours.updates < 2:
+            return _UNKNOWN
+        others = self._neighbours.hosts(collection, bus.epoch, self._clock())
+        return len(others.keys() - {self._origin}) + 1
+
+    async def copies(self, collection: str, epoch: str, term: int, after: int) -> AsyncIterator[Copy]:
+        """Copy from whoever is furthest; where one fails, go on with another."""
+        failed: set[str] = set()
+        refused: set[str] = set()
+        while True:
+            hosts = self._neighbours.hosts(collection, epoch, self._clock())
+            able = {
+                origin: (heartbeat, holding)
+                for origin, (heartbeat, holding) in hosts.items()
+                if origin not in failed | refused | {self._origin}
+            }
+            if not able and refused:
+                raise Diverged(f"no other node at hand reaches back to {after}", after)
+            if not able:
+                raise NoPeer(f"no other node at hand has what changed after {after}")
+            origin, (heartbeat, holding) = max(able.items(), key=lambda one: (one[1][1].term, one[1][1].index_version))
+            try:
+                copy = await self._client.copy(heartbeat.http, collection, CopyCall(epoch, term, after))
+            except PeerFailed as error:
+                log.warning("peer_failed", node=heartbeat.name, reason=str(error))
+                failed.add(origin)
+                continue
+            except PeerRefused as error:
+                log.warning("peer_refused", node=heartbeat.name, reason=str(error))
+                # Who hasn't come so far itself may be heard of as such, and isn't one that has forgotten.
+                reached = holding.term == term and holding.index_version >= after
+                (refused if reached else failed).add(origin)
+                continue
+            yield copy
+            if not copy.more:
+                return
+            after = copy.through

@@ -1,0 +1,207 @@
+"""What nodes send each other, beside what goes through Redis: values and their encoding. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import msgspec
+import numpy as np
+
+from gateway import errors
+from gateway.engine.types import (
+    Answer,
+    BatchComplete,
+    Change,
+    Document,
+    Done,
+    Operation,
+    Page,
+    Patch,
+    Put,
+    Remove,
+    Span,
+    Spec,
+    Write,
+)
+from gateway.errors import HotindexError
+from gateway.protocol import messages
+
+LENGTH_BYTES = 4
+
+
+class Info(msgspec.Struct, frozen=True):
+    """A collection at the node that hosts it. Deletions up to `purged_through` are forgotten."""
+
+    spec: Spec
+    epoch: str
+    index_version: int
+    documents: int
+    purged_through: int
+
+
+class _Operation(msgspec.Struct, frozen=True, array_like=True):
+    """`kind` is p, u or d: put, update or delete."""
+
+    kind: str
+    id: str
+    vector: bytes | None = None
+    content: str | None = None
+    metadata: dict[str, object] | None = None
+    if_version: int | None = None
+    from_fields: bool = False
+
+
+class _Write(msgspec.Struct, frozen=True, array_like=True):
+    operations: list[_Operation]
+    atomic: bool
+    event_id: str | None
+    priority: int
+    size_bytes: int
+    listed_as: str | None
+
+
+class Failure(msgspec.Struct, frozen=True, tag="failure"):
+    """A HotindexError on its way."""
+
+    code: str
+    message: str
+    field: str | None = None
+    version: int | None = None
+    retry_after_s: float = 0.0
+
+
+class Success(msgspec.Struct, frozen=True, tag="success"):
+    done: Done
+
+
+class GetCall(msgspec.Struct, frozen=True):
+    id: str
+    include_vector: bool
+
+
+class ChangesCall(msgspec.Struct, frozen=True):
+    span: Span
+    limit: int
+    limit_bytes: int
+    with_vectors: bool
+    epoch: str
+
+
+class CopyCall(msgspec.Struct, frozen=True):
+    """Asks for a page of the net change after `after`, as agreed on in `term`."""
+
+    epoch: str
+    term: int
+    after: int
+    limit: int = 2048
+
+
+class Found(msgspec.Struct, frozen=True):
+    document: Document | None
+    vector: bytes | None
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode_writes = msgspec.msgpack.Decoder(list[_Write]).decode
+decode_outcomes = msgspec.msgpack.Decoder(list[Success | Failure]).decode
+decode_failure = msgspec.msgpack.Decoder(Failure).decode
+decode_info = msgspec.msgpack.Decoder(Info).decode
+decode_search = msgspec.msgpack.Decoder(messages.Search).decode
+decode_answer = msgspec.msgpack.Decoder(Answer).decode
+decode_get = msgspec.msgpack.Decoder(GetCall).decode
+decode_found = msgspec.msgpack.Decoder(Found).decode
+decode_changes = msgspec.msgpack.Decoder(ChangesCall).decode
+decode_copy = msgspec.msgpack.Decoder(CopyCall).decode
+decode_relay = msgspec.msgpack.Decoder(tuple[int, str]).decode
+decode_spec = msgspec.msgpack.Decoder(Spec).decode
+decode_page = msgspec.msgpack.Decoder(Page).decode
+decode_subscribed = msgspec.msgpack.Decoder(messages.Subscribed).decode
+decode_relayed = msgspec.msgpack.Decoder(list[Change | BatchComplete]).decode
+
+_ERRORS = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, HotindexError) and hasattr(kind, "code")
+}
+
+
+def encode_writes(writes: Sequence[Write]) -> bytes:
+    return encode(
+        [
+            _Write(
+                [_operation(one) for one in write.operations],
+                write.atomic,
+                write.event_id,
+                write.priority,
+                write.size_bytes,
+                write.listed_as,
+            )
+            for write in writes
+        ]
+    )
+
+
+def _operation(operation: Operation) -> _Operation:
+    match operation:
+        case Put(id, vector, content, metadata, if_version, from_fields):
+            blob = None if vector is None else vector.tobytes()
+            return _Operation("p", id, blob, content, metadata, if_version, from_fields)
+        case Patch(id, changes, content, if_version):
+            return _Operation("u", id, None, content, changes, if_version)
+        case Remove(id):
+            return _Operation("d", id)
+
+
+def writes(body: bytes) -> Iterator[Write]:
+    """Yield the writes another node forwards, checked there. Raises msgspec.DecodeError."""
+    for one in decode_writes(body):
+        operations = tuple(_operation_of(operation) for operation in one.operations)
+        yield Write(
+            operations,
+            atomic=one.atomic,
+            event_id=one.event_id,
+            priority=one.priority,
+            size_bytes=one.size_bytes,
+            listed_as=one.listed_as,
+        )
+
+
+def _operation_of(one: _Operation) -> Operation:
+    if one.kind == "d":
+        return Remove(one.id)
+    if one.kind == "u":
+        return Patch(one.id, one.metadata or {}, one.content, one.if_version)
+    vector = None if one.vector is None else np.frombuffer(one.vector, np.float32)
+    return Put(one.id, vector, one.content, one.metadata, one.if_version, one.from_fields)
+
+
+def failure(error: HotindexError) -> Failure:
+    return Failure(
+        error.code,
+        error.message,
+        error.field,
+        getattr(error, "version", None),
+        getattr(error, "retry_after_s", 0.0),
+    )
+
+
+def error(failure: Failure) -> HotindexError:
+    """Return the error another node tells of."""
+    kind = _ERRORS.get(failure.code)
+    if kind is errors.Conflict:
+        return errors.Conflict(failure.message, version=failure.version, field=failure.field)
+    if kind in (errors.Overloaded, errors.RateLimited):
+        return errors.Overloaded(failure.message, retry_after_s=failure.retry_after_s, field=failure.field)
+    if kind is None or kind is errors.Internal:
+        return errors.Internal(failure.message.rpartition(" ")[2])
+    return kind(failure.message, field=failure.field)
+
+
+def relayed(buffer: bytearray) -> Iterator[bytes]:
+    """Take the whole frames off the front of `buffer`: four bytes of length, big-endian, and as many of payload."""
+    while len(buffer) >= LENGTH_BYTES:
+        end = LENGTH_BYTES + int.from_bytes(buffer[:LENGTH_BYTES], "big")
+        if len(buffer) < end:
+            return
+        yield bytes(buffer[LENGTH_BYTES:end])
+        del buffer[:end]

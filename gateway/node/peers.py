@@ -1,0 +1,114 @@
+"""Other nodes, over HTTP: what one asks of another."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+
+from gateway.engine.replay import Copy
+from gateway.node import exchange
+from gateway.node.exchange import CopyCall, Failure
+
+PATH = "/v1/peer"
+CHECKSUM = "X-Checksum"
+"""The header with the CRC-32 of an answer."""
+
+REFUSED = 422
+"""The status of an answer that is a Failure."""
+
+SILENCE_S = 75.0
+"""A relay sends an empty frame now and then; one that sends nothing for so long is gone."""
+
+_CONNECT_S = 2.0
+_T = TypeVar("_T")
+_COPY = msgspec.msgpack.Decoder(Copy)
+
+
+class PeerFailed(Exception):
+    """A node didn't answer, or not with what it was asked for; another may. `in_doubt`: it may have done it yet."""
+
+    def __init__(self, reason: str, *, in_doubt: bool = True) -> None:
+        super().__init__(reason)
+        self.in_doubt = in_doubt
+
+
+class PeerRefused(Exception):
+    """A node answered with an error."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class PeerClient:
+    """Call on the event loop; `close` comes last. A call takes `timeout_s` at most."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def copy(self, http: str, collection: str, call: CopyCall) -> Copy:
+        """Return a page of the net change. Raises PeerFailed; PeerRefused where the node doesn't reach back so far."""
+        return _decoded(http, await self.call(http, collection, "copy", exchange.encode(call)), _COPY.decode)
+
+    async def call(self, http: str, collection: str, name: str, body: bytes) -> bytes:
+        """Return what a node answers. Raises PeerFailed, PeerRefused."""
+        url = f"{http}{PATH}/{collection}/{name}"
+        with _failures(url):
+            async with self._opened().post(url, data=body) as response:
+                answer = await response.read()
+                if response.status == REFUSED:
+                    raise PeerRefused(_decoded(url, answer, exchange.decode_failure))
+                if response.status != 200 or response.headers.get(CHECKSUM) != str(zlib.crc32(answer)):
+                    shown = answer[:200].decode(errors="replace")
+                    raise PeerFailed(f"{url} answered {response.status}, {shown!r}")
+                return answer
+
+    async def relay(self, http: str, collection: str, since: int, epoch: str) -> AsyncIterator[bytes]:
+        """Yield frames of a node's room until it ends or is silent for too long. Raises PeerFailed, PeerRefused."""
+        url = f"{http}{PATH}/{collection}/relay"
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=SILENCE_S)
+        buffer = bytearray()
+        with _failures(url):
+            async with self._opened().post(url, data=exchange.encode((since, epoch)), timeout=timeout) as response:
+                if response.status == REFUSED:
+                    raise PeerRefused(_decoded(url, await response.read(), exchange.decode_failure))
+                if response.status != 200:
+                    raise PeerFailed(f"{url} answered {response.status}")
+                async for piece in response.content.iter_any():
+                    buffer += piece
+                    for frame in exchange.relayed(buffer):
+                        if frame:
+                            yield frame
+        raise PeerFailed(f"{url}: it has ended")
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(timeout=self._timeout)
+        return self._session
+
+
+@contextmanager
+def _failures(url: str) -> Iterator[None]:
+    try:
+        yield
+    except aiohttp.ClientConnectorError as error:
+        raise PeerFailed(f"{url}: {error}", in_doubt=False) from None
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise PeerFailed(f"{url}: {type(error).__name__} {error}") from None
+
+
+def _decoded(url: str, body: bytes, decode: Callable[[bytes], _T]) -> _T:
+    try:
+        return decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise PeerFailed(f"{url} sent something else: {error}") from None

@@ -1,0 +1,212 @@
+"""A collection that other nodes host: rooms are here, all else is asked of them.
+
+A room follows that of a host over one connection, whatever the number of its subscribers. Writes gather here as they do
+where the collection is hosted, and are forwarded a batch at a time, so that those on one document stay in order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, TypeVar
+
+import structlog
+
+from gateway.engine.plan import WriteOutcome
+from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
+from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
+from gateway.faults import internal
+from gateway.ingest.commit import Bounds, Committer
+from gateway.node import exchange
+from gateway.node.exchange import ChangesCall, GetCall, Info
+from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
+from gateway.protocol import messages
+from gateway.push.events import index_version
+from gateway.push.room import Room, RoomLimits
+
+log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+_TRIES = 3
+_RETRY_S = 1.0
+_PAUSE_S = 0.2
+
+
+class Hosts(Protocol):
+    """The nodes that host a collection."""
+
+    def candidates(self, collection: str) -> Sequence[str]:
+        """Return their HTTP addresses, those to ask first in front."""
+        ...
+
+    def failed(self, http: str) -> None:
+        """Take note that one didn't answer."""
+        ...
+
+
+class Calls:
+    """Asks hosts, one after the other, until one answers."""
+
+    def __init__(self, collection: str, client: PeerClient, hosts: Hosts) -> None:
+        self._collection = collection
+        self._client = client
+        self._hosts = hosts
+
+    async def call(
+        self, name: str, body: bytes, decode: Callable[[bytes], _T], *, repeatable: Callable[[], bool] = lambda: True
+    ) -> _T:
+        """Return a host's answer. Raises the error a host answers with; Overloaded where none can be reached, and
+        StorageUnavailable where one was that may have acted on what isn't `repeatable`.
+        """
+        reason = "none is known"
+        lacking: HotindexError | None = None
+        for http in self._hosts.candidates(self._collection)[:_TRIES]:
+            try:
+                return decode(await self._client.call(http, self._collection, name, body))
+            except PeerRefused as refused:
+                error = exchange.error(refused.failure)
+                if not (isinstance(error, Overloaded) or (isinstance(error, NotFound) and error.field == "collection")):
+                    raise error from None
+                lacking = error  # another may have it
+            except PeerFailed as failed:
+                self._hosts.failed(http)
+                reason = str(failed)
+                log.warning("host_failed", collection=self._collection, http=http, reason=reason)
+                if failed.in_doubt and not repeatable():
+                    raise StorageUnavailable(
+                        f"the node that hosts collection {self._collection!r} was lost with the write: it may be applied"
+                    ) from None
+        if lacking is not None:
+            raise lacking
+        raise Overloaded(
+            f"no node that hosts collection {self._collection!r} can be reached: {reason}", retry_after_s=_RETRY_S
+        )
+
+    async def relay(self, since: int, epoch: str) -> AsyncIterator[bytes]:
+        """Follow a host's room: yield frames. Raises PeerFailed, or the error a host answers with."""
+        refused: HotindexError | None = None
+        for http in self._hosts.candidates(self._collection)[:_TRIES]:
+            try:
+                async for frame in self._client.relay(http, self._collection, since, epoch):
+                    yield frame
+            except PeerRefused as error:
+                refused = exchange.error(error.failure)
+            except PeerFailed:
+                self._hosts.failed(http)
+                raise
+        raise refused or PeerFailed(f"no node that hosts collection {self._collection!r} is known")
+
+
+class ForwardBus:
+    """Hands commits to a node that hosts the collection, which puts them in order."""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+        self.fault: str | None = None
+        self.gather_s = 0.0
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+    async def commit(self, writes: Sequence[Write]) -> Sequence[WriteOutcome]:
+        outcomes = await self._calls.call(
+            "commit",
+            exchange.encode_writes(writes),
+            exchange.decode_outcomes,
+            # Repeating what has been applied changes nothing more, unless it was to be applied to one version.
+            repeatable=lambda: not any(_conditional(write) for write in writes),
+        )
+        return [one.done if isinstance(one, exchange.Success) else exchange.error(one) for one in outcomes]
+
+    async def probe(self) -> None:
+        pass
+
+
+def _conditional(write: Write) -> bool:
+    return write.event_id is None and any(getattr(one, "if_version", None) is not None for one in write.operations)
+
+
+class Remote:
+    """Call on the event loop, between `open` and `close`."""
+
+    def __init__(self, calls: Calls, info: Info, bounds: Bounds, room: RoomLimits, observe_s: Callable[[float], None]):
+        self.name = info.spec.name
+        self.spec = info.spec
+        self.epoch = info.epoch
+        self._calls = calls
+        self._purged_through = info.purged_through
+        metric = info.spec.metric
+        self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
+        self.committer = Committer(self.name, None, ForwardBus(calls), bounds, lambda: 0.0, observe_s)
+        self._began = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self.ended = False
+        """Whether the collection is another one by now, or none: this is to be closed, and opened anew."""
+
+    async def open(self) -> None:
+        self.committer.start()
+        self._task = asyncio.create_task(self._follow(), name=f"relay {self.name}")
+
+    async def close(self) -> None:
+        """Forward what was submitted; send subscribers away, who come back."""
+        await self.committer.stop()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self.room.abandon()
+
+    async def info(self) -> Info:
+        return await self._calls.call("info", b"", exchange.decode_info)
+
+    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
+        return await self.committer.submit(write)
+
+    async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:
+        body = exchange.encode(GetCall(document_id, include_vector))
+        found = await self._calls.call("get", body, exchange.decode_found)
+        return None if found.document is None else (found.document, found.vector)
+
+    async def search(self, command: messages.Search) -> Answer:
+        return await self._calls.call("search", exchange.encode(command), exchange.decode_answer)
+
+    def reaches(self, since: int, epoch: str | None) -> bool:
+        return epoch in (None, self.epoch) and (since == 0 or self._purged_through <= since <= self.room.head)
+
+    async def read_changes(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
+        body = exchange.encode(ChangesCall(span, limit, limit_bytes, with_vectors, self.epoch))
+        return await self._calls.call("changes", body, exchange.decode_page)
+
+    async def _follow(self) -> None:
+        """Keep the room at the head of a host's."""
+        while not self.ended:
+            try:
+                await self._relay()
+            except PeerFailed as error:
+                log.warning("relay_lost", collection=self.name, reason=str(error))
+            except HotindexError as error:
+                log.warning("relay_refused", collection=self.name, reason=error.message)
+                self.ended = error.code == "not_found"
+            except Exception as error:  # without this task the room would stand still
+                internal(error, collection=self.name)
+            await asyncio.sleep(_PAUSE_S)
+        self.room.abandon()
+
+    async def _relay(self) -> None:
+        began = False
+        async for frame in self._calls.relay(self.room.head, self.epoch):
+            if began:
+                self._publish(exchange.decode_relayed(frame))
+                continue
+            subscribed = exchange.decode_subscribed(frame)
+            if subscribed.epoch != self.epoch or not subscribed.recovered:
+                self.ended = True
+                return
+            began = True
+
+    def _publish(self, events: Sequence[Change | BatchComplete]) -> None:
+        """Pass on what was committed together, or the net change of what was missed."""
+        applied = Applied(self.room.head + 1, max(self.room.head, index_version(events[-1])), tuple(events))
+        self.room.publish(applied)

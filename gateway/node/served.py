@@ -1,0 +1,50 @@
+"""A collection as this node serves it, whether it is hosted here or elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+from gateway.engine.types import Answer, Document, Done, Page, Span, Spec, Write
+from gateway.errors import HotindexError
+from gateway.node.exchange import Info
+from gateway.protocol import messages
+from gateway.push.room import Room
+
+
+class Served(Protocol):
+    """Call on the event loop."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def epoch(self) -> str: ...
+
+    @property
+    def room(self) -> Room: ...
+
+    async def info(self) -> Info: ...
+
+    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
+        """Queue a write, waiting while the queue is full; return the future of its outcome. See `Committer.submit`."""
+        ...
+
+    async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:
+        """Return a document and, if asked for, its vector; None where there is none."""
+        ...
+
+    async def search(self, command: messages.Search) -> Answer:
+        """Return the nearest documents. Raises what is wrong with the command."""
+        ...
+
+    def reaches(self, since: int, epoch: str | None) -> bool:
+        """Tell whether the net change after `since` of `epoch` (None: this one) can be given in full."""
+        ...
+
+    async def read_changes(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
+        """Return a page of the net change in `span`: at most `limit` documents, of about `limit_bytes`."""
+        ...

@@ -1,0 +1,299 @@
+"""Gateways that share collections through Redis: joining, dropping, listing, and forwarding what others host."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import urllib.request
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import Gateway
+from gateway.errors import StartupError
+from tests.conftest import JsonSocket, StartGateway, json_socket
+from tests.redis_servers import RedisServer
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+class Fleet:
+    """Gateways over one Redis, each with data of its own."""
+
+    def __init__(self, start: StartGateway, redis: RedisServer, path: Path) -> None:
+        self._start = start
+        self._redis = redis
+        self._path = path
+
+    @asynccontextmanager
+    async def node(self, name: str, **settings: Any) -> AsyncIterator[tuple[Gateway, JsonSocket]]:
+        flags = {"node": name, "data_dir": self._path / name, "redis_url": self._redis.url, "settle_s": 0.3, **settings}
+        async with self._start(**flags) as gateway, json_socket(gateway.ws) as socket:
+            yield gateway, socket
+
+
+@pytest.fixture
+def fleet(start_gateway: StartGateway, redis: RedisServer, tmp_path: Path) -> Fleet:
+    redis.flushall()
+    return Fleet(start_gateway, redis, tmp_path)
+
+
+async def ask(gateway: Gateway, path: str, method: str = "GET", body: object = None) -> Any:
+    def answer() -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{gateway.http}{path}", data, method=method)
+        with urllib.request.urlopen(request) as response:
+            return json.load(response)
+
+    return await asyncio.to_thread(answer)
+
+
+async def until(socket: JsonSocket, expected: str, **command: Any) -> dict[str, Any]:
+    """Repeat a command until its answer is of the type expected."""
+    while (answer := await socket.reply(**command))["type"] != expected:
+        assert answer["type"] == "error", answer
+        await asyncio.sleep(0.01)
+    return answer
+
+
+async def level(*gateways: Gateway, collection: str = "m") -> None:
+    """Wait until all hold the same."""
+    while not all(collection in one.node.holdings() for one in gateways):
+        await asyncio.sleep(0.01)
+    while len({(await ask(one, f"/v1/collections/{collection}/digest"))["digest"] for one in gateways}) > 1:
+        await asyncio.sleep(0.01)
+
+
+async def test_what_is_written_at_one_node_is_pushed_at_another(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        await until(at_b, "subscribed", action="subscribe", collection="m")
+        ack = await at_a.reply(action="patch", collection="m", id="x", changes={"n": 1})
+        (event,) = await at_b.events(1)
+        assert (event["index_version"], event["metadata"]) == (ack["index_version"], {"n": 1})
+        await at_b.reply(action="delete", collection="m", id="x")
+        await level(a, b)
+
+
+async def test_a_search_waits_for_what_another_node_acknowledged(fleet: Fleet) -> None:
+    async with fleet.node("a") as (_, at_a), fleet.node("b") as (_, at_b):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        await until(at_b, "document", action="get", collection="m", id="x")
+        for i in range(20):
+            ack = await at_a.reply(action="upsert", collection="m", id=f"d{i}", vector=[i + 1, 1])
+            found = await at_b.reply(
+                action="search", collection="m", id="x", k=50, min_index_version=ack["index_version"]
+            )
+            assert found["index_version"] >= ack["index_version"]
+            assert f"d{i}" in {hit["id"] for hit in found["results"]}
+
+
+async def test_a_new_node_copies_what_there_is_while_it_changes(fleet: Fleet) -> None:
+    async with fleet.node("a", stream_changes=20) as (a, at_a):
+        documents = [{"id": f"d{i}", "vector": [i, 1], "metadata": {"n": i}} for i in range(500)]
+        await at_a.reply(action="upsert", collection="m", documents=documents)
+        await at_a.reply(action="delete", collection="m", ids=["d1", "d2"])
+        for i in range(50):
+            await at_a.reply(action="patch", collection="m", id=f"d{10 + i}", changes={"again": True})
+        async with fleet.node("b", stream_changes=20) as (b, at_b):
+            for i in range(100):
+                await at_a.reply(action="upsert", collection="m", id=f"n{i}", vector=[1, i])
+            await until(at_b, "document", action="get", collection="m", id="n99")
+            await level(a, b)
+            again = await at_b.reply(action="upsert", collection="m", id="d1", vector=[1, 1])
+            assert again["results"] == [{"id": "d1", "version": 3, "status": "inserted"}]
+
+
+async def test_a_copy_brings_the_event_ids_along(fleet: Fleet) -> None:
+    async with fleet.node("a", stream_changes=5) as (_, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2], event_id="e1")
+        for i in range(50):
+            await at_a.reply(action="upsert", collection="m", id=f"n{i}", vector=[1, i])
+        async with fleet.node("b", stream_changes=5) as (b, at_b):
+            while (await ask(b, "/v1/nodes"))["nodes"][1]["index_versions"] != {"m": 51}:
+                await asyncio.sleep(0.01)
+            ack = await at_b.reply(action="upsert", collection="m", id="x", vector=[9, 9], event_id="e1")
+            assert ack["results"][0]["status"] == "duplicate"
+
+
+async def test_a_collection_made_on_two_nodes_at_once_is_one(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+        acks = await asyncio.gather(
+            at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2]),
+            at_b.reply(action="upsert", collection="m", id="y", vector=[2, 1]),
+        )
+        assert {ack["type"] for ack in acks} == {"ack"}, acks
+        await until(at_a, "document", action="get", collection="m", id="y")
+        await until(at_b, "document", action="get", collection="m", id="x")
+        await level(a, b)
+        epochs = {(await ask(one, "/v1/collections/m"))["epoch"] for one in (a, b)}
+        assert len(epochs) == 1
+
+
+async def test_a_dropped_collection_goes_everywhere_also_from_who_was_away(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a):
+        async with fleet.node("b") as (b, at_b):
+            await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+            await at_a.reply(action="upsert", collection="n", id="x", vector=[1, 2])
+            for name in ("m", "n"):
+                await until(at_b, "document", action="get", collection=name, id="x")
+            await level(a, b)
+            await ask(b, "/v1/collections/n", "DELETE")
+            while (await ask(a, "/v1/collections"))["collections"][-1]["name"] != "m":
+                await asyncio.sleep(0.01)
+        await ask(a, "/v1/collections/m", "DELETE")
+        await at_a.reply(action="upsert", collection="m", id="other", vector=[1, 2, 3])
+        async with fleet.node("b") as (b, at_b):
+            await until(at_b, "document", action="get", collection="m", id="other")
+            assert (await ask(b, "/v1/collections/m"))["dimension"] == 3
+
+
+async def test_a_node_with_another_collection_of_that_name_keeps_it_and_says_so(
+    fleet: Fleet, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    async with start_gateway(data_dir=tmp_path / "b") as alone, json_socket(alone.ws) as socket:
+        await socket.reply(action="upsert", collection="m", id="mine", vector=[1, 2])
+    async with fleet.node("a") as (_, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        async with fleet.node("b", write_wait_s=0.3) as (b, at_b):
+            assert (await at_b.reply(action="get", collection="m", id="mine"))["type"] == "document"
+            refused = await at_b.reply(action="upsert", collection="m", id="y", vector=[1, 2])
+            assert refused["code"] == "storage_unavailable"
+            assert any("epoch" in fault for fault in await b.node.faults())
+
+
+async def test_what_was_there_before_the_cluster_is_shared(
+    fleet: Fleet, start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    async with start_gateway(data_dir=tmp_path / "a") as alone, json_socket(alone.ws) as socket:
+        for i in range(30):
+            await socket.reply(action="upsert", collection="m", id=f"d{i}", vector=[1, i])
+    async with fleet.node("a") as (a, _), fleet.node("b") as (b, at_b):
+        await until(at_b, "document", action="get", collection="m", id="d29")
+        ack = await until(at_b, "ack", action="patch", collection="m", id="d0", changes={"x": 1})
+        assert ack["index_version"] == 31
+        await level(a, b)
+
+
+async def test_nodes_are_listed_with_their_lag(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        await until(at_b, "document", action="get", collection="m", id="x")
+        while [node["lag"] for node in (await ask(b, "/v1/nodes"))["nodes"]] != [{"m": 0}, {"m": 0}]:
+            await asyncio.sleep(0.01)
+        listed = (await ask(a, "/v1/nodes"))["nodes"]
+        assert [(node["name"], node["ws"], node["http"]) for node in listed] == [
+            ("a", a.ws, a.http),
+            ("b", b.ws, b.http),
+        ]
+    async with fleet.node("c") as (c, _):
+        assert [node["name"] for node in (await ask(c, "/v1/nodes"))["nodes"]] == ["c"]
+
+
+async def test_a_wrong_password_keeps_a_node_from_starting(fleet: Fleet, redis: RedisServer) -> None:
+    wrong = redis.url.replace("redis://", "redis://:wrong@")
+    with pytest.raises(StartupError, match="redis_url"):
+        async with fleet.node("a", redis_url=wrong):
+            pass
+
+
+async def test_a_node_starts_without_redis_and_serves_what_it_has(fleet: Fleet, redis: RedisServer) -> None:
+    with RedisServer() as own:
+        async with fleet.node("a", redis_url=own.url) as (_, at_a):
+            await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        own.kill()
+        async with fleet.node("a", redis_url=own.url, write_wait_s=0.2) as (a, at_a):
+            assert (await at_a.reply(action="search", collection="m", vector=[1, 2]))["results"][0]["id"] == "x"
+            refused = await at_a.reply(action="upsert", collection="m", id="y", vector=[1, 2])
+            assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True)
+            assert await a.node.faults()
+            own.restart()
+            await until(at_a, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
+
+
+@asynccontextmanager
+async def edged(fleet: Fleet, hosts: int = 2) -> AsyncIterator[tuple[list[Gateway], Gateway, JsonSocket]]:
+    """Run some hosts, and a node that hosts nothing."""
+    async with AsyncExitStack() as stack:
+        gateways = [(await stack.enter_async_context(fleet.node(f"host{i}")))[0] for i in range(hosts)]
+        edge, socket = await stack.enter_async_context(fleet.node("edge", collections="nothing"))
+        while len((await ask(edge, "/v1/nodes"))["nodes"]) <= hosts:
+            await asyncio.sleep(0.01)
+        yield gateways, edge, socket
+
+
+async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: Fleet) -> None:
+    async with edged(fleet) as (hosts, edge, socket):
+        ack = await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2], metadata={"a": 1}, content="c")
+        assert ack["results"] == [{"id": "x", "version": 1, "status": "inserted"}]
+        got = await socket.reply(action="get", collection="m", id="x", include=["content", "vector"])
+        assert (got["metadata"], got["content"], got["vector"]) == ({"a": 1}, "c", [1, 2])
+        found = await socket.reply(action="search", collection="m", vector=[1, 2], filter={"a": 1})
+        assert [hit["id"] for hit in found["results"]] == ["x"]
+        conflict = await socket.reply(action="patch", collection="m", id="x", changes={}, if_version=5)
+        assert (conflict["code"], conflict["version"]) == ("conflict", 1)
+        wrong = await socket.reply(action="search", collection="m", vector=[1, 2, 3])
+        assert (wrong["code"], wrong["field"]) == ("invalid_vector", "vector")
+        assert (await socket.reply(action="get", collection="m", id="y"))["code"] == "not_found"
+        assert (await socket.reply(action="get", collection="n", id="y"))["code"] == "not_found"
+        assert [one["name"] for one in (await ask(edge, "/v1/collections"))["collections"]] == ["m"]
+        changes = await ask(edge, "/v1/collections/m/changes?since=0")
+        assert [event["document_id"] for event in changes["changes"]] == ["x"]
+        assert not edge.node.holdings()
+        await level(*hosts)
+
+
+async def test_the_room_at_an_edge_is_the_room(fleet: Fleet) -> None:
+    async with edged(fleet) as (_, edge, socket), json_socket(edge.ws) as filtered, json_socket(edge.ws) as late:
+        await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2], metadata={"kind": "a"})
+        await socket.reply(action="subscribe", collection="m", include=["vector"])
+        await filtered.reply(action="subscribe", collection="m", filter={"kind": "a"})
+        await socket.send({"action": "patch", "collection": "m", "id": "x", "changes": {"kind": "b"}})
+        (event,) = await socket.events(1)
+        assert (event["index_version"], event["vector"], event["metadata"]) == (2, [1, 2], {"kind": "b"})
+        (left,) = await filtered.events(1)
+        assert left["left"] is True
+        documents = [{"id": f"d{i}", "vector": [1, i], "metadata": {"kind": "c"}} for i in range(300)]
+        await late.reply(action="upsert", collection="m", documents=documents, atomic=True)
+        events = await socket.events(301)
+        assert [event["index_version"] for event in events] == [*range(3, 303), 302]
+        assert events[-1]["event_type"] == "batch_complete"
+        subscribed = await late.reply(action="subscribe", collection="m", since=1)
+        assert subscribed["recovered"]
+        missed = await late.events(301)
+        assert [event["index_version"] for event in missed] == list(range(2, 303))
+
+
+async def test_an_edge_goes_on_with_another_host_when_one_is_gone(fleet: Fleet) -> None:
+    async with fleet.node("stays") as (stays, _), AsyncExitStack() as first:
+        await first.enter_async_context(fleet.node("goes"))
+        async with fleet.node("edge", collections="nothing") as (edge, socket), json_socket(edge.ws) as watcher:
+            await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+            while "m" not in stays.node.holdings():
+                await asyncio.sleep(0.01)
+            await watcher.reply(action="subscribe", collection="m")
+            await first.aclose()
+            for i in range(10):
+                ack = await socket.reply(action="patch", collection="m", id="x", changes={"n": i})
+                assert ack["type"] == "ack", ack
+                found = await socket.reply(action="search", collection="m", vector=[1, 2])
+                assert found["results"][0]["metadata"] == {"n": i}
+            assert [event["metadata"]["n"] for event in await watcher.events(10)] == list(range(10))
+
+
+async def test_collections_are_spread_over_nodes_that_host_some(fleet: Fleet) -> None:
+    async with fleet.node("a", collections="m") as (a, at_a), fleet.node("b", collections="n") as (b, at_b):
+        await until(at_a, "ack", action="upsert", collection="n", id="x", vector=[1, 2])
+        await until(at_b, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
+        assert (list(a.node.holdings()), list(b.node.holdings())) == (["m"], ["n"])
+        assert (await at_a.reply(action="get", collection="n", id="x"))["type"] == "document"
+        assert (await at_b.reply(action="get", collection="m", id="y"))["type"] == "document"
+        refused = await at_a.reply(action="upsert", collection="elsewhere", id="x", vector=[1, 2])
+        assert (refused["code"], refused["retryable"]) == ("overloaded", True)
