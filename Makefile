@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: install demo run test lint bench clean
+.PHONY: install demo run test soak lint bench clean
 .DELETE_ON_ERROR:
 
 install: $(VENV)/server.installed  ## the gateway, the client and the command .venv/bin/hotindex
@@ -33,6 +33,10 @@ run: install  ## a gateway with its data in ./data
 test: $(VENV)/dev.installed
 	@.ci/provide redis
 	@$(BIN)/pytest
+
+soak: $(VENV)/dev.installed  ## make soak MINUTES=10 SEED=1: gateways that share a Redis, under load, with faults at random
+	@.ci/provide redis
+	@$(BIN)/python -m tests.cluster.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/dev.installed
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run $(BIN)/ruff format ."; exit 1; }

@@ -51,6 +51,12 @@ def _cpu() -> str:
     return platform.machine()
 
 
+def cpu_s(pid: int) -> float:
+    """Return the processor time a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 @dataclass(frozen=True, slots=True)
 class Percentiles:
     """Of times, in milliseconds."""

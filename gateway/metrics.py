@@ -30,6 +30,7 @@ class CollectionState:
     queued_bytes: int
     subscribers: int
     subscribers_behind: int
+    writable: int
 
 
 class Metrics:
@@ -103,5 +104,6 @@ _GAUGES = {
     "queued_documents": "Documents submitted and not yet committed",
     "queued_bytes": "Bytes submitted and not yet committed",
     "subscribers": "Subscribers of the room",
+    "writable": "1 unless writes fail at present",
     "subscribers_behind": "Subscribers that wait for their sockets or catch up",
 }

@@ -19,6 +19,7 @@ from websockets.asyncio.client import connect
 
 from bench.fanout.audience import Outcome, Task
 from bench.fanout.processes import SERVER_CORE, Audience, pinned
+from bench.harness import cpu_s
 from bench.sockets import RawSocket
 from gateway.commands.process import GatewayProcess
 
@@ -51,12 +52,6 @@ def on_its_core(data_dir: Path) -> Iterator[GatewayProcess]:
     flags = ["--log-level", "error", "--ping-interval-s", "3600"]
     with GatewayProcess(data_dir, flags, prefix=pinned(SERVER_CORE, [])) as gateway:
         yield gateway
-
-
-def cpu_s(gateway: GatewayProcess) -> float:
-    """Return the processor time a gateway has used."""
-    fields = Path(f"/proc/{gateway.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def resident_bytes(pid: int) -> int:
@@ -139,12 +134,12 @@ async def steady(
         await producer.done()
         task = Task(gateway.ws, subscribers, UNTIL, [command])
         async with audience_of(task) as audience:
-            before, sent = cpu_s(gateway), producer.sent
+            before, sent = cpu_s(gateway.process.pid), producer.sent
             await producer.steadily(rate, seconds, IDS)
             outcome = await asyncio.to_thread(audience.outcome)
             events = producer.sent - sent
             assert outcome.events == events, f"{outcome.events} of {events} events came"
-            return Steady(outcome, (cpu_s(gateway) - before) / events * 1e6)
+            return Steady(outcome, (cpu_s(gateway.process.pid) - before) / events * 1e6)
 
 
 @dataclass(frozen=True, slots=True)

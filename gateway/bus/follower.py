@@ -8,9 +8,10 @@ stream has it.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 
 from gateway.bus.batches import Header, decode_body
-from gateway.engine.replay import Sequenced
+from gateway.engine.replay import Prepared, Sequenced
 
 QUEUE_BYTES = 32 << 20
 """What waits to be applied at most; beyond, it is dropped, and read from the stream later."""
@@ -28,10 +29,12 @@ class Follower:
     def __init__(self, epoch: str, term: int, position: int) -> None:
         self.epoch = epoch
         self.term = term
+        self.starts: Sequence[tuple[int, int]] = ()
+        """The terms there were, with the heads they began with."""
         self.position = position
         self.hole = True
         self.stale = True
-        self._queue: deque[tuple[Sequenced, int]] = deque()
+        self._queue: deque[tuple[Sequenced, int, Prepared | None]] = deque()
         self._bytes = 0
 
     def __bool__(self) -> bool:
@@ -43,15 +46,21 @@ class Follower:
         if self._comes_next(header, len(body)):
             self._append(decode_body(header, body), len(body))
 
-    def take_own(self, batch: Sequenced, size_bytes: int) -> None:
-        """Take a batch this node has just given its place."""
+    def take_own(self, batch: Sequenced, size_bytes: int, prepared: Prepared | None = None) -> None:
+        """Take a batch this node has just given its place; `prepared` is how, where all of that comes next."""
         header = Header(self.epoch, self.term, batch.first_index_version, batch.index_version)
         if self._comes_next(header, size_bytes):
-            self._append(batch, size_bytes)
+            self._append(batch, size_bytes, prepared)
+
+    def holds(self, term: int, index_version: int) -> bool:
+        """Tell whether what was given its place in `term` still has it."""
+        return all(start >= index_version for later, start in self.starts if later > term)
 
     def _comes_next(self, header: Header, size_bytes: int) -> bool:
-        if header.epoch != self.epoch or header.term != self.term:
+        if header.epoch != self.epoch or header.term > self.term:
             self.stale = True
+            return False
+        if not self.holds(header.term, header.index_version):
             return False
         if header.index_version <= self.position:
             return False
@@ -60,16 +69,21 @@ class Follower:
             return False
         return True
 
-    def _append(self, batch: Sequenced, size_bytes: int) -> None:
-        self._queue.append((batch, size_bytes))
+    def _append(self, batch: Sequenced, size_bytes: int, prepared: Prepared | None = None) -> None:
+        self._queue.append((batch, size_bytes, prepared))
         self._bytes += size_bytes
         self.position = batch.index_version
+
+    @property
+    def confirmed(self) -> Prepared | None:
+        """What this node has prepared itself, if that is what is to be applied next."""
+        return self._queue[0][2] if self._queue else None
 
     def next(self) -> list[Sequenced]:
         """Return the batches to apply in one transaction; they wait until `applied` says that they were."""
         found: list[Sequenced] = []
         changes = 0
-        for batch, _ in self._queue:
+        for batch, _, _ in self._queue:
             found.append(batch)
             changes += batch.changes
             if changes >= APPLIED_AT_ONCE:

@@ -3,8 +3,8 @@
 Of a collection it keeps, under keys of one slot:
 
 - `state`, a hash: the epoch; `head`, the last index_version given out; `floor`, from which on `log` and `recent` are
-  whole; `term`, counted up each time the nodes had to agree on the head anew, and `starts`, the head each term began
-  with; `run`, the life of the server that all this is true for.
+  whole; `term`, another and higher number each time the nodes had to agree on the head anew, and `starts`, the terms and
+  the heads they began with; `run`, the life of the server that all this is true for.
 - `log`, a stream: a message for each batch, under the batch's last index_version.
 - `recent`, a sorted set: the keys of what was written (documents' ids, event ids), by index_version.
 
@@ -105,41 +105,55 @@ RESTORE = Script(
     _RUN
     + """
 -- KEYS: state, log, recent, claims
--- ARGV: epoch, node, term, head, nodes that should say something, milliseconds to wait for them
+-- ARGV: epoch, nodes that should say something, milliseconds to wait for them; node, its head, term and starts
+local function fork(some, others)
+    -- Return the first beginning of a term that only one side knows of: up to there both have the same.
+    local known, least = {}, math.huge
+    for one, start in string.gmatch(some, '(%d+:(%d+))') do known[one] = tonumber(start) end
+    for one, start in string.gmatch(others, '(%d+:(%d+))') do
+        if known[one] then known[one] = nil else least = math.min(least, tonumber(start)) end
+    end
+    for _, start in pairs(known) do least = math.min(least, start) end
+    return least
+end
 local state = redis.call('HMGET', KEYS[1], 'epoch', 'head', 'floor', 'run', 'term', 'starts')
 if state[1] == ARGV[1] and state[4] == run then return {'done'} end
 if redis.call('HGET', KEYS[4], ':run') ~= run .. ARGV[1] then
     redis.call('DEL', KEYS[4])
     local time = redis.call('TIME')
-    local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[6])
+    local due = time[1] * 1000 + math.floor(time[2] / 1000) + tonumber(ARGV[3])
     redis.call('HSET', KEYS[4], ':run', run .. ARGV[1], ':due', string.format('%.0f', due))
 end
-redis.call('HSET', KEYS[4], ARGV[2], ARGV[3] .. ' ' .. ARGV[4])
-redis.call('PEXPIRE', KEYS[4], 60000 + tonumber(ARGV[6]))
+redis.call('HSET', KEYS[4], ARGV[4], ARGV[5] .. ' ' .. ARGV[6] .. ' ' .. ARGV[7])
+redis.call('PEXPIRE', KEYS[4], 60000 + tonumber(ARGV[3]))
 local time = redis.call('TIME')
 local now, claims = time[1] * 1000 + math.floor(time[2] / 1000), redis.call('HGETALL', KEYS[4])
-local due, said, term, head = 0, 0, 0, 0
+local due, said, term, starts, heads = 0, 0, 0, '', {}
 for i = 1, #claims, 2 do
     if claims[i] == ':due' then
         due = tonumber(claims[i + 1])
     elseif claims[i] ~= ':run' then
         said = said + 1
-        local t, h = string.match(claims[i + 1], '^(%d+) (%d+)$')
-        t, h = tonumber(t), tonumber(h)
-        if t > term then term, head = t, h elseif t == term and h > head then head = h end
+        local h, t, s = string.match(claims[i + 1], '^(%d+) (%d+) (.*)$')
+        heads[#heads + 1] = {tonumber(h), s}
+        if tonumber(t) > term then term, starts = tonumber(t), s end
     end
 end
-if said < tonumber(ARGV[5]) and now < due then return {'wait'} end
-local floor, starts = string.format('%.0f', head), ''
-if state[1] == ARGV[1] then
-    starts = state[6]
-    if tonumber(state[5]) > term or (tonumber(state[5]) == term and tonumber(state[2]) >= head) then
-        -- It lost nothing that a node has.
-        term, head, floor = tonumber(state[5]), tonumber(state[2]), state[3]
-    end
+if said < tonumber(ARGV[2]) and now < due then return {'wait'} end
+local here = state[1] == ARGV[1]
+if here and tonumber(state[5]) >= term then term, starts = tonumber(state[5]), state[6] end
+local head = 0
+for _, one in ipairs(heads) do
+    if one[1] > head and one[1] <= fork(one[2], starts) then head = one[1] end
+end
+local floor = string.format('%.0f', head)
+if here and tonumber(state[2]) >= head and tonumber(state[2]) <= fork(state[6], starts) then
+    -- It lost nothing that a node has.
+    head, floor = tonumber(state[2]), state[3]
 end
 if floor == string.format('%.0f', head) then redis.call('DEL', KEYS[2], KEYS[3]) end
-term = term + 1
+-- A number that nobody else has had, wherever it was forgotten since.
+term = math.max(term + 1, now)
 redis.call('DEL', KEYS[4])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'head', string.format('%.0f', head), 'floor', floor, 'run', run,
     'term', string.format('%.0f', term), 'starts', starts .. string.format('%.0f:%.0f ', term, head))
@@ -148,8 +162,9 @@ return {'done'}
 )
 """Say what this node holds; once all have, or the time is up, go on from the highest index_version among them.
 
-Of claims of different terms those of the newest count: the others hold something that was given up. Replies `wait` or
-`done`.
+The terms that were are those which the node of the newest one knows of. By them it is clear who holds something that was
+given up, and doesn't count: who has more than what was there when a term began that only one side knows of. What the
+others hold are beginnings of one order, and the longest is it. Replies `wait` or `done`.
 """
 
 HEARTBEAT = Script(

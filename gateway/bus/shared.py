@@ -35,7 +35,10 @@ from gateway.faults import internal
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-_PAGE = 64
+_FIRST_PAGE, _LARGEST_PAGE = 16, 512
+_PAGE_BYTES = 2 << 20
+"""Batches read from the stream at a time, and about how many bytes of them."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _PAUSES_TO_SETTLE = 4
 """Who is away for a moment must be back before the others go on without what it has."""
@@ -150,12 +153,12 @@ class SharedBus:
         self._stopped = stopped
         self.keys = Keys.of(self._name)
         self._follower = Follower(collection.epoch, self._writer.term, collection.index_version)
+        self._follower.starts = self._writer.starts
         self._numbers = itertools.count(1)
         self._awaited: set[int] = set()
         self._ended: dict[int, Done] = {}
         self._open: set[int] = set()
         self._unknowable: set[int] = set()
-        self._starts: tuple[tuple[int, int], ...] = ()
         self._reached: list[tuple[int, int, asyncio.Future[None]]] = []
         self._wake = asyncio.Event()
         self._ready = asyncio.Event()
@@ -164,6 +167,8 @@ class SharedBus:
         self._paced_until = 0.0
         self._pause_s = _FIRST_PAUSE_S
         self._audited = 0
+        self._limit: asyncio.Timeout | None = None
+        self._page = _FIRST_PAGE
         self._task: asyncio.Task[None] | None = None
         self.fault: str | None = "it has not heard of the other nodes yet"
 
@@ -243,6 +248,7 @@ class SharedBus:
             try:
                 await self._follow()
             except Diverged as error:
+                self.distrust()
                 self.fault = f"it has to be copied anew: {error}"
                 self._diverged(error)
                 return
@@ -281,6 +287,11 @@ class SharedBus:
 
     async def _apply(self) -> None:
         await self._room()
+        if (prepared := self._follower.confirmed) is not None:
+            applied = await self._in_thread(partial(self._writer.confirm, prepared))
+            self._follower.applied(1)
+            self._publish(applied)
+            return
         found = self._follower.next()
         replay = partial(self._writer.replay, found, with_vectors=self._listener.wants_vectors)
         applied, ended = await self._in_thread(replay)
@@ -296,6 +307,9 @@ class SharedBus:
             self._listener.publish(applied)
         except Exception as error:  # what is applied stays so, whoever fails to pass it on
             internal(error, collection=self._name)
+        if self._limit is not None and not self._limit.expired():
+            # Waiting for one's turn isn't waiting for Redis.
+            self._limit.reschedule(self._clock() + self._options.wait_s)
         while self._reached and self._reached[0][0] <= applied.index_version:
             _, _, reached = heapq.heappop(self._reached)
             if not reached.done():
@@ -312,25 +326,28 @@ class SharedBus:
                 follower.stale = True
                 return
             claimed = True
-            claim = (self._options.origin, self._writer.term, self.position)
-            args = (follower.epoch, *claim, self._peers.expected(self._name), int(self._options.settle_s * 1000))
+            starts = "".join(f"{term}:{start} " for term, start in follower.starts)
+            claim = (self._options.origin, self.position, self._writer.term, starts)
+            args = (follower.epoch, self._peers.expected(self._name), int(self._options.settle_s * 1000), *claim)
             keys = (self.keys.state, self.keys.log, self.keys.recent, self.keys.claims)
             reply = await self._link.run(scripts.RESTORE, keys, args)
             if reply[0] != b"done":
                 await asyncio.sleep(_CLAIM_PAUSE_S)
-        for term, start in state.starts:
-            if term > self._writer.term and self.position > start:
-                raise Diverged(f"it is at {self.position}, and term {term} began at {start}", start)
+        # Up to where a term began that only one side knows of, both have the same.
+        apart = [(start, term) for term, start in {*follower.starts} ^ {*state.starts}]
+        if apart and self.position > min(apart)[0]:
+            start, term = min(apart)
+            raise Diverged(f"it is at {self.position}, and term {term} began at {start}", start)
         if self.position > state.head:
             raise Diverged(f"it is at {self.position}, the others are at {state.head}", state.head)
-        self._starts = state.starts
+        follower.starts = state.starts
         if state.term != follower.term:
             # What still waits was placed in a term that is over; as far as it holds, it is read again.
             follower.term = state.term
             follower.jump(self.position)
             self._give_up(state.starts[-1][1])
         if state.term != self._writer.term:
-            await self._in_thread(partial(self._writer.begin_term, state.term))
+            await self._in_thread(partial(self._writer.begin_term, state.term, state.starts))
         follower.hole = True
         if self.position < state.floor:
             await self._catch_up()
@@ -340,10 +357,6 @@ class SharedBus:
         for index_version, _, reached in self._reached:
             if index_version > agreed and not reached.done():
                 reached.set_result(None)
-
-    def _holds(self, term: int, index_version: int) -> bool:
-        """Tell whether what was given its place in `term` still has it."""
-        return all(start >= index_version for later, start in self._starts if later > term)
 
     async def _state(self) -> State | None:
         """Return what Redis holds; None where that isn't valid. Raises NoPeer for another epoch."""
@@ -356,7 +369,7 @@ class SharedBus:
         """Read what is missing from the stream."""
         follower = self._follower
         follower.hole = False
-        entries = await self._entries()
+        entries, more = await self._entries()
         if not entries:
             state = await self._state()
             if state is None or state.term != follower.term:
@@ -365,23 +378,26 @@ class SharedBus:
             if state.head <= follower.position:
                 return
             # It may have got its place just now.
-            entries = await self._entries()
+            entries, more = await self._entries()
         if not entries or (
-            entries[0][0].term == follower.term and entries[0][0].first_index_version > follower.position + 1
+            entries[0][0].term <= follower.term and entries[0][0].first_index_version > follower.position + 1
         ):
             # The stream begins later: the rest is gone.
             await self._catch_up()
             return
         for header, body in entries:
             follower.take(header, body)
-        if len(entries) == _PAGE:
+        if more:
             follower.hole = True
 
-    async def _entries(self) -> list[tuple[batches.Header, memoryview]]:
-        """Return a page of what the stream has after this node's position."""
+    async def _entries(self) -> tuple[list[tuple[batches.Header, memoryview]], bool]:
+        """Return a page of what the stream has after this node's position, and whether there may be more."""
+        page = self._page
         start = f"({self._follower.position}-0"
-        found = await self._link.command("XRANGE", self.keys.log, start, "+", "COUNT", _PAGE)
-        return [batches.decode_header(message) for _, (_, message) in found]
+        found = await self._link.command("XRANGE", self.keys.log, start, "+", "COUNT", page)
+        size_bytes = sum(len(message) for _, (_, message) in found)
+        self._page = max(1, page // 4) if size_bytes > _PAGE_BYTES else min(_LARGEST_PAGE, 2 * page)
+        return [batches.decode_header(message) for _, (_, message) in found], len(found) == page
 
     async def _catch_up(self) -> None:
         """Take over the net change from another node."""
@@ -414,13 +430,14 @@ class SharedBus:
         outcomes: dict[int, WriteOutcome] = {}
         self._awaited.update(numbers)
         try:
-            async with asyncio.timeout_at(self._due()):
+            async with asyncio.timeout_at(self._due()) as self._limit:
                 while len(outcomes) < len(writes):
                     await self._round(writes, numbers, outcomes)
         except TimeoutError:
             for i in range(len(writes)):
                 outcomes.setdefault(i, self._unavailable())
         finally:
+            self._limit = None
             for numbered in (self._awaited, self._open, self._unknowable):
                 numbered.difference_update(numbers)
             for number in numbers:
@@ -444,8 +461,10 @@ class SharedBus:
         if not left:
             return
         some = [writes[i] for i in left]
-        prepare = partial(self._writer.prepare, some, self._options.origin, [numbers[i] for i in left])
-        prepared: Prepared = await self._in_thread(prepare)
+        origin, with_vectors = self._options.origin, self._listener.wants_vectors
+        some_numbers = [numbers[i] for i in left]
+        prepare = partial(self._writer.prepare, some, origin, some_numbers, with_vectors=with_vectors)
+        prepared = await self._in_thread(prepare)
         if self._recognize(writes, numbers, outcomes):
             # It was prepared a second time, on top of itself.
             return
@@ -521,13 +540,16 @@ class SharedBus:
                 ended[j] = Done(last, outcome.results) if isinstance(outcome, Done) else outcome
         accepted = tuple(proposal for n, proposal in proposals.items() if placed[n] in ended)
         if accepted and self._follower.term == term:
-            self._follower.take_own(Sequenced(head + 1, last, accepted), len(body))
+            # What is applied to the state it was prepared against needn't be looked up, and planned, once more.
+            whole = head == prepared.index_version and len(accepted) == len(prepared.proposals)
+            batch = Sequenced(head + 1, last, accepted)
+            self._follower.take_own(batch, len(body), prepared if whole else None)
             self._wake.set()
         elif head > self._follower.position:
             self.look()
         await self.reach(last)
         # Nodes that lost the order may have agreed on less since then; what they gave up comes again.
-        return ended if self._holds(term, last) else {}
+        return ended if self._follower.holds(term, last) else {}
 
     async def _in_thread(self, work: Callable[[], _T]) -> _T:
         """Run `work` in a thread. Cancelled, this still waits for it: the collection may be closed right after."""

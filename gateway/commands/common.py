@@ -8,6 +8,10 @@ from collections.abc import Coroutine
 from typing import Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
+
+_NO_TERMINAL_COLUMNS = 10_000
 
 
 def filter_from(text: str | None) -> dict[str, Any] | None:
@@ -26,6 +30,14 @@ def filter_from(text: str | None) -> dict[str, Any] | None:
 def complete(work: Coroutine[Any, Any, None]) -> None:
     """Run a subcommand to its end, or until Ctrl-C."""
     asyncio.run(work)
+
+
+def show(table: Table) -> None:
+    """Print a table: as wide as the terminal, or, where there is none, as it wants to be."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = _NO_TERMINAL_COLUMNS
+    console.print(table)
 
 
 def line(value: object) -> str:

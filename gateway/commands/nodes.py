@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from gateway.commands.common import line
+from gateway.commands.common import line, show
 from gateway.commands.http import ask
 
 
@@ -17,13 +16,13 @@ def run(http_url: str, *, as_json: bool) -> None:
         for node in nodes:
             print(line(node))
     else:
-        console = Console()
-        # A pipe has no width to fit into.
-        console.print(table(nodes), soft_wrap=not console.is_terminal)
+        show(table(nodes))
 
 
 def table(nodes: list[dict[str, Any]]) -> Table:
-    shown = Table("node", "heard of", "collection", "index_version", "lag", "http", "ws")
+    shown = Table(box=None, pad_edge=False)
+    for heading in ("node", "heard of", "collection", "index_version", "lag", "http", "ws"):
+        shown.add_column(heading, no_wrap=True)
     for node in nodes:
         heard = f"{node['heard_s']:.1f} s ago"
         addresses = (node["http"], node["ws"])

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from hotindex import Client
 from hotindex.types import Hit
-from rich.console import Console
 from rich.table import Table
 
-from gateway.commands.common import complete, filter_from, line
-
-_NO_TERMINAL_COLUMNS = 10_000
+from gateway.commands.common import complete, filter_from, line, show
 
 
 def run(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
@@ -23,10 +20,7 @@ async def _search(url: str, collection: str, text: str, k: int, where: str | Non
         for hit in results.hits:
             print(line({"id": hit.id, "score": hit.score, "version": hit.version, "metadata": hit.metadata}))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = _NO_TERMINAL_COLUMNS
-    console.print(table(results.hits, f"{collection} at index_version {results.index_version}"))
+    show(table(results.hits, f"{collection} at index_version {results.index_version}"))
 
 
 def table(hits: tuple[Hit, ...], title: str) -> Table:

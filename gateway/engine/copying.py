@@ -11,7 +11,7 @@ from gateway.engine.lineage import Lineage
 from gateway.engine.merge import BuildText
 from gateway.engine.plan import Turnover
 from gateway.engine.replay import Copy
-from gateway.engine.store import STORE_FILE, Store
+from gateway.engine.store import STORE_FILE, Starts, Store
 from gateway.engine.types import Spec
 from gateway.engine.writer import Writer
 from gateway.errors import StorageUnavailable
@@ -46,11 +46,11 @@ class Copying:
     def adopt(self, copy: Copy) -> None:
         self._writer.adopt(copy)
 
-    def finish(self, term: int, purged_through: int) -> None:
-        """Make it a collection that can be opened: what was agreed on in `term`. Who resumes from before `purged_through`
-        has to start over.
+    def finish(self, term: int, starts: Starts, purged_through: int) -> None:
+        """Make it a collection that can be opened: what was agreed on in `term`, the last of `starts`. Who resumes from
+        before `purged_through` has to start over.
         """
-        self._store.begin_term(term)
+        self._store.begin_term(term, starts)
         self._store.raise_floor(purged_through, 0)
         epoch, index_version = self._store.epoch, self._store.index_version
         self._store.checkpoint()

@@ -114,7 +114,7 @@ def create(path: Path, spec: Spec, epoch: str) -> None:
             connection.execute(f"PRAGMA user_version={FORMAT}")
             connection.executescript(f"BEGIN; {SCHEMA} COMMIT;")
             facts = {"epoch": epoch, "spec": msgspec.msgpack.encode(spec), "index_version": 0}
-            facts |= {"version_floor": 0, "purged_through": 0, "probes": 0, "term": 0}
+            facts |= {"version_floor": 0, "purged_through": 0, "probes": 0, "term": 0, "starts": ""}
             with transaction(connection):
                 connection.executemany("INSERT INTO meta(key, value) VALUES(?, ?)", facts.items())
         finally:

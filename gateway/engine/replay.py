@@ -43,7 +43,7 @@ class Proposal(msgspec.Struct, frozen=True, array_like=True):
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Writes as they would be applied to the state as of `index_version`.
+    """Writes as they would be applied to the state as of `index_version`, which is what was `stored`.
 
     `proposals` holds, by their place among the writes, those that change something.
     """
@@ -51,6 +51,8 @@ class Prepared:
     index_version: int
     outcomes: Sequence[WriteOutcome]
     proposals: Mapping[int, Proposal]
+    plan: Plan
+    stored: Mapping[str, Stored]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
@@ -41,6 +41,10 @@ WHERE key = ?
 """
 
 
+Starts: TypeAlias = tuple[tuple[int, int], ...]
+"""Terms, oldest first, with the index_versions they began after."""
+
+
 class Store:
     """Methods block and belong to one thread at a time, save `reader`, which any thread may call, and `checkpoint`.
 
@@ -59,6 +63,7 @@ class Store:
             self.spec = _spec(database.meta(self._connection, "spec"), path)
             self.epoch: str = database.meta(self._connection, "epoch")
             self.term = self._count("term")
+            self.starts = _starts(database.meta(self._connection, "starts"), path)
             self.log_bytes = 0
             self._cut_log = False
             self.index_version = self._count("index_version")
@@ -75,11 +80,13 @@ class Store:
             self._connection.execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
         self.epoch = epoch
 
-    def begin_term(self, term: int) -> None:
-        """Note that what is stored, as far as it goes, is what was agreed on in that term."""
+    def begin_term(self, term: int, starts: Starts) -> None:
+        """Note that what is stored, as far as it goes, is what was agreed on in that term, and when the terms began."""
+        text = " ".join(f"{one}:{start}" for one, start in starts)
         with storage_errors("note the term"), transaction(self._connection):
-            self._connection.execute("UPDATE meta SET value = ? WHERE key = 'term'", (term,))
-        self.term = term
+            facts = [(term, "term"), (text, "starts")]
+            self._connection.executemany("UPDATE meta SET value = ? WHERE key = ?", facts)
+        self.term, self.starts = term, starts
 
     def probe(self) -> None:
         """Commit something that means nothing, durably. Raises StorageUnavailable if that fails."""
@@ -158,7 +165,9 @@ class Store:
             self.garbage += len(turnover.died)
         for event in plan.events:
             if isinstance(event, Change):
-                self.document_count += (event.event_type is EventType.INSERT) - (event.event_type is EventType.DELETE)
+                # Who copies from another store may get the deletion of what it never had.
+                died = event.event_type is EventType.DELETE and event.before is not None
+                self.document_count += (event.event_type is EventType.INSERT) - died
 
     def _write_vectors(self, turnover: Turnover) -> None:
         later = len(turnover.died) > _DELETED_AT_ONCE
@@ -293,6 +302,14 @@ class Store:
             _, pages, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         # Writes without a pause leave a passive checkpoint no moment at which the log could start over.
         self._cut_log = pages > _LOG_LIMIT_PAGES
+
+
+def _starts(text: str, path: Path) -> Starts:
+    try:
+        pairs = (pair.split(":") for pair in text.split())
+        return tuple((int(term), int(start)) for term, start in pairs)
+    except (AttributeError, ValueError) as error:
+        raise StorageUnavailable(f"{path} is damaged: when its terms began can't be read: {error}") from error
 
 
 def _spec(encoded: bytes, path: Path) -> Spec:

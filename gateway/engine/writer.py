@@ -14,7 +14,7 @@ from gateway.engine import replay
 from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Plan, Planner, Turnover, WriteOutcome
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
-from gateway.engine.store import Store
+from gateway.engine.store import Starts, Store
 from gateway.engine.types import Applied, Done, Put, Write
 
 
@@ -90,13 +90,15 @@ class Writer:
         self._index.apply(turnover, plan.index_version)
         return Applied(plan.first_index_version, plan.index_version, tuple(plan.events))
 
-    def prepare(self, writes: Sequence[Write], origin: str, numbers: Sequence[int]) -> Prepared:
+    def prepare(
+        self, writes: Sequence[Write], origin: str, numbers: Sequence[int], *, with_vectors: bool = False
+    ) -> Prepared:
         """Plan `writes` against the present state, and apply none of them: another decides on their place.
 
         `origin` and `numbers`, one for each, name them. What changes nothing but has an event id is recorded here.
         """
         with self.applying:
-            stored = self._load(writes, with_vectors=False)
+            stored = self._load(writes, with_vectors)
             planner = self._planner(writes, stored)
             plan = planner.plan
             proposals: dict[int, Proposal] = {}
@@ -117,7 +119,15 @@ class Writer:
                 elif write.event_id in plan.recorded:
                     unchanged.recorded[write.event_id] = done
             self._carry_out(unchanged, stored)
-            return Prepared(self._store.index_version, plan.outcomes, proposals)
+            return Prepared(self._store.index_version, plan.outcomes, proposals, plan, stored)
+
+    def confirm(self, prepared: Prepared) -> Applied:
+        """Apply what was prepared, all of it, to the very state it was prepared against."""
+        with self.applying:
+            assert self._store.index_version == prepared.index_version, "nothing has changed since"
+            applied = self._carry_out(prepared.plan, prepared.stored)
+            assert applied is not None, "there is something to confirm"
+            return applied
 
     def replay(self, batches: Sequence[Sequenced], *, with_vectors: bool = False) -> tuple[Applied, Sequence[Done]]:
         """Apply what has its place, right after what is there, in one transaction; return how each proposal ended."""
@@ -177,6 +187,11 @@ class Writer:
         """The term in which nodes agreed on what is stored; 0 where there is one node."""
         return self._store.term
 
-    def begin_term(self, term: int) -> None:
+    @property
+    def starts(self) -> Starts:
+        """The terms there were up to then, with the index_versions they began after."""
+        return self._store.starts
+
+    def begin_term(self, term: int, starts: Starts) -> None:
         with self.applying:
-            self._store.begin_term(term)
+            self._store.begin_term(term, starts)

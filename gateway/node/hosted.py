@@ -204,4 +204,5 @@ class Hosted:
             queued_bytes=self.committer.queued_bytes,
             subscribers=len(self.room),
             subscribers_behind=self.room.behind,
+            writable=int(self.bus.fault is None),
         )

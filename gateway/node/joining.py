@@ -40,7 +40,7 @@ async def copy(
         if copies is not None:
             async for page in copies:
                 await loop.run_in_executor(executor, copying.adopt, page)
-        await loop.run_in_executor(executor, copying.finish, state.term, purged_through)
+        await loop.run_in_executor(executor, copying.finish, state.term, state.starts, purged_through)
     except BaseException:
         copying.abandon()
         raise
@@ -56,12 +56,12 @@ def changes_after(collection: Collection, index_version: int) -> Iterator[Change
 
 
 def rewrites(tail: Iterable[Change], collection: Collection, agreed: int) -> Iterator[Write]:
-    """Yield the writes that bring back what was changed here after `agreed`, but for what others have changed since then.
-    Blocks.
+    """Yield the writes that bring back what was changed here after `agreed`, but for what others have changed, or deleted,
+    since then. Blocks.
     """
+    elsewhere = {change.document.id for change in changes_after(collection, agreed)}
     for change in tail:
-        found = collection.get(change.document.id)
-        if found is None or found[0].index_version <= agreed:
+        if change.document.id not in elsewhere:
             yield Write((_again(change),), size_bytes=change.size_bytes)
 
 

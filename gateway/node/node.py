@@ -437,7 +437,9 @@ class Node:
         hosted = self._hosted_for_another(name)
         since, epoch = exchange.decode_relay(body)
         variant = Variant(name, MSGPACK, batch=True, relay=True)
-        recovered = hosted.reaches(since, epoch) and since <= hosted.room.head
+        if epoch == hosted.epoch and since > hosted.room.head:
+            raise Overloaded(f"this node is behind: collection {name!r} is at {hosted.room.head}", retry_after_s=1.0)
+        recovered = hosted.reaches(since, epoch)
         subscribed = messages.Subscribed(
             collection=name, index_version=hosted.room.head, epoch=hosted.epoch, recovered=recovered
         )

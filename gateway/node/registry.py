@@ -13,6 +13,9 @@ NODES = "hotindex:nodes"
 COLLECTIONS = "hotindex:{collections}:lives"
 DROPPED = "hotindex:{collections}:dropped"
 
+_MISSED_S = 3.0
+"""After as long without an answer to a heartbeat, Redis was away."""
+
 _SPEC = msgspec.json.Decoder(Spec)
 
 
@@ -69,16 +72,26 @@ def lives(reply: Sequence[bytes]) -> dict[str, Life]:
 class Neighbours:
     """The nodes that were heard of lately, this one included.
 
-    Redis may forget them; who was heard of less than `patience_s` ago still counts.
+    Redis may forget them; who was heard of less than `patience_s` ago still counts. While Redis is away nobody is heard of,
+    and time stands still.
     """
 
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._heard: dict[str, tuple[float, Heartbeat]] = {}
+        self._updated_s: float | None = None
         self.updates = 0
+
+    def _present(self, now_s: float) -> float:
+        """Return the time, as far as Redis was there."""
+        return now_s if self._updated_s is None else min(now_s, self._updated_s + _MISSED_S)
 
     def update(self, reply: Sequence[bytes], now_s: float) -> None:
         """Take the answer to a heartbeat."""
+        away_s = now_s - self._present(now_s)
+        if away_s:
+            self._heard = {origin: (heard + away_s, said) for origin, (heard, said) in self._heard.items()}
+        self._updated_s = now_s
         for _, age_ms, said in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
             heartbeat = _HEARTBEAT.decode(said)
             heard = now_s - int(age_ms) / 1000
@@ -99,7 +112,8 @@ class Neighbours:
         return (one for other, one in self._heard.items() if other != origin)
 
     def alive(self, now_s: float) -> list[Heartbeat]:
-        return [heartbeat for heard, heartbeat in self._heard.values() if heard >= now_s - self._patience_s]
+        since = self._present(now_s) - self._patience_s
+        return [heartbeat for heard, heartbeat in self._heard.values() if heard >= since]
 
     def heard(self, now_s: float) -> list[tuple[float, Heartbeat]]:
         """Return the nodes with the seconds since they were heard of."""
