@@ -19,6 +19,10 @@ class Listener(Protocol):
 
     def publish(self, applied: Applied) -> None: ...
 
+    def renewed(self) -> None:
+        """The collection has another public epoch from now on."""
+        ...
+
 
 class Bus(Protocol):
     """One collection's order of commits, which is the same on every node that hosts it.

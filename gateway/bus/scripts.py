@@ -142,9 +142,9 @@ end
 if said < tonumber(ARGV[2]) and now < due then return {'wait'} end
 local here = state[1] == ARGV[1]
 if here and tonumber(state[5]) >= term then term, starts = tonumber(state[5]), state[6] end
-local head = 0
+local head, beyond = 0, false
 for _, one in ipairs(heads) do
-    if one[1] > head and one[1] <= fork(one[2], starts) then head = one[1] end
+    if one[1] > fork(one[2], starts) then beyond = true elseif one[1] > head then head = one[1] end
 end
 local floor = string.format('%.0f', head)
 if here and tonumber(state[2]) >= head and tonumber(state[2]) <= fork(state[6], starts) then
@@ -152,8 +152,10 @@ if here and tonumber(state[2]) >= head and tonumber(state[2]) <= fork(state[6], 
     head, floor = tonumber(state[2]), state[3]
 end
 if floor == string.format('%.0f', head) then redis.call('DEL', KEYS[2], KEYS[3]) end
--- A number that nobody else has had, wherever it was forgotten since.
+-- A number that nobody else has had, wherever it was forgotten since; odd where some node has more than this, or may have.
 term = math.max(term + 1, now)
+term = term - term % 2 + 2
+if said < tonumber(ARGV[2]) or beyond then term = term + 1 end
 redis.call('DEL', KEYS[4])
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'head', string.format('%.0f', head), 'floor', floor, 'run', run,
     'term', string.format('%.0f', term), 'starts', starts .. string.format('%.0f:%.0f ', term, head))

@@ -347,7 +347,10 @@ class SharedBus:
             follower.jump(self.position)
             self._give_up(state.starts[-1][1])
         if state.term != self._writer.term:
+            known_as = self._collection.public_epoch
             await self._in_thread(partial(self._writer.begin_term, state.term, state.starts))
+            if known_as != self._collection.public_epoch:
+                self._listener.renewed()
         follower.hole = True
         if self.position < state.floor:
             await self._catch_up()

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import structlog
 
-from gateway.engine import database, lineage, snapshot, vectors
+from gateway.engine import database, lineage, lives, snapshot, vectors
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.graph import Graph
 from gateway.engine.index import Found, Index
@@ -239,10 +239,19 @@ class Collection:
         with self._readers.lend() as reader:
             return reader.changes(span, limit, limit_bytes, with_vectors=with_vectors)
 
+    @property
+    def public_epoch(self) -> str:
+        """The epoch as clients know it."""
+        return lives.epoch(self.epoch, self._store.starts)
+
     def reaches(self, since: int, epoch: str | None) -> bool:
-        """Tell whether the net change after `since` of `epoch` (None: this one) can be given in full."""
-        if epoch not in (None, self.epoch):
+        """Tell whether the net change after `since` of a public epoch (None: this one) can be given in full."""
+        if epoch is not None and not lives.holds(epoch, since, self.epoch, self._store.starts):
             return False
+        return self.remembers(since)
+
+    def remembers(self, since: int) -> bool:
+        """Tell whether the net change after `since` can be given in full."""
         return since == 0 or self._store.purged_through <= since <= self._store.index_version
 
     def move(self, rows: int, *, hurry: bool = False) -> int:

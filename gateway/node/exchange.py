@@ -30,13 +30,14 @@ LENGTH_BYTES = 4
 
 
 class Info(msgspec.Struct, frozen=True):
-    """A collection at the node that hosts it. Deletions up to `purged_through` are forgotten."""
+    """A collection at the node that hosts it. Deletions up to `purged_through` are forgotten; `starts` are its terms."""
 
     spec: Spec
     epoch: str
     index_version: int
     documents: int
     purged_through: int
+    starts: tuple[tuple[int, int], ...]
 
 
 class _Operation(msgspec.Struct, frozen=True, array_like=True):

@@ -83,7 +83,6 @@ class Hosted:
         self.embedder = embedder
         self.name = collection.spec.name
         self.spec = collection.spec
-        self.epoch = collection.epoch
         self._read_wait_s = read_wait_s
         self._threads = threads
         self._changes = metrics.changes.labels(self.name)
@@ -91,7 +90,12 @@ class Hosted:
         self._left = 0
         self._tickets = itertools.count()
         self.room = Room(
-            self.name, collection.epoch, collection.index_version, self.read_changes, room, collection.spec.metric
+            self.name,
+            collection.public_epoch,
+            collection.index_version,
+            self.read_changes,
+            room,
+            collection.spec.metric,
         )
         self.upkeep = Upkeep(
             collection,
@@ -122,6 +126,15 @@ class Hosted:
         await self.bus.probe()
         return None if self.bus.fault is None else f"collection {self.name!r}: {self.bus.fault}"
 
+    @property
+    def epoch(self) -> str:
+        return self.collection.public_epoch
+
+    def renewed(self) -> None:
+        """Send subscribers away: they come back, and resume or start over, in the new epoch."""
+        self.room.epoch = self.epoch
+        self.room.abandon()
+
     def _gather_s(self) -> float:
         return max(self.room.gather_s, self.bus.gather_s)
 
@@ -142,7 +155,8 @@ class Hosted:
     async def info(self) -> Info:
         collection = self.collection
         documents, purged = collection.document_count, collection.purged_through
-        return Info(self.spec, self.epoch, self.room.head, documents, purged)
+        starts = tuple(collection.writer.starts)
+        return Info(self.spec, self.epoch, self.room.head, documents, purged, starts)
 
     async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
         return await self.committer.submit(write)

@@ -12,6 +12,7 @@ import structlog
 from gateway.bus.shared import State
 from gateway.embed.embedder import Embedder
 from gateway.embed.text import build_text
+from gateway.engine import lives
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
@@ -34,8 +35,10 @@ from gateway.node.cluster import Cluster, SingleNode
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
 from gateway.node.hosted import Hosted, Threads
+from gateway.node.joining import Again
 from gateway.node.registry import Holding, Life
 from gateway.node.remote import Remote
+from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
 from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import checks, messages
@@ -123,6 +126,7 @@ class Node:
         self.cluster = cluster or SingleNode()
         self._hosted: dict[str, Hosted] = {}
         self._remotes: dict[str, Remote] = {}
+        self._rewriting = Rewriting()
         self._threads = Threads.start(options.cores)
         self._lifecycle = asyncio.Lock()
         metrics.watch(self.states)
@@ -144,10 +148,12 @@ class Node:
 
     async def stop(self) -> None:
         """Finish all writes, write snapshots, close the files."""
-        await asyncio.gather(*(remote.close() for remote in self._remotes.values()))
-        await asyncio.gather(*(hosted.stop() for hosted in self._hosted.values()))
-        self._remotes.clear()
-        self._hosted.clear()
+        async with self._lifecycle:
+            await asyncio.gather(*(self._rewriting.stop(name) for name in self._hosted))
+            await asyncio.gather(*(remote.close() for remote in self._remotes.values()))
+            await asyncio.gather(*(hosted.stop() for hosted in self._hosted.values()))
+            self._remotes.clear()
+            self._hosted.clear()
         self._threads.shut_down()
         for embedder in self._embedders.values():
             await embedder.close()
@@ -259,7 +265,7 @@ class Node:
         """Remove a collection with everything in it. Its subscribers are told `unsubscribed`."""
         served = await self.served(name)
         async with self._lifecycle:
-            await self.cluster.drop(name, served.epoch)
+            await self.cluster.drop(name, lives.life(served.epoch))
             if name in self._hosted:
                 await self._remove(self._hosted[name])
             else:
@@ -269,6 +275,7 @@ class Node:
         name = hosted.name
         del self._hosted[name]
         hosted.room.close()
+        await self._rewriting.stop(name)
         await hosted.stop()
         self._metrics.forget(name)
         await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
@@ -308,21 +315,35 @@ class Node:
     async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
         old = self.hosted(name)
         position = old.collection.index_version
-        tail = await old.read(lambda: list(joining.changes_after(old.collection, agreed)))
         life = Life(state.epoch, old.collection.spec)
         # Positions of subscribers up to here may name other changes now: they start over.
         await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self._now, position + 1)
+        # Once begun, it is finished: in between there is no collection.
+        await asyncio.shield(asyncio.create_task(self._exchange(old, agreed)))
+
+    async def _exchange(self, old: Hosted, agreed: int) -> None:
+        """Put a finished copy in the place of a collection."""
+        name = old.name
         async with self._lifecycle:
+            if self._hosted.get(name) is not old:
+                return
+            again = await old.read(partial(self._note_again, old, agreed))
             del self._hosted[name]
             old.room.abandon()
+            await self._rewriting.stop(name)
             await old.stop()
-            hosted = await self._put_in_place(name)
-        writes = await hosted.read(lambda: list(joining.rewrites(tail, hosted.collection, agreed)))
-        log.warning("copied_anew", collection=name, agreed=agreed, changed_here=len(tail), written_again=len(writes))
-        for write in writes:
-            outcome = await (await hosted.committer.submit(write))
-            if isinstance(outcome, HotindexError):
-                log.error("not_written_again", collection=name, id=write.operations[0].id, reason=outcome.message)
+            await self._put_in_place(name)
+        log.warning("copied_anew", collection=name, agreed=agreed, changed_here=again)
+
+    def _note_again(self, old: Hosted, agreed: int) -> int:
+        """Note in a copy's folder what this node alone has; return how many documents that are. Blocks."""
+        name = old.name
+        again = [
+            *joining.noted_again(self._directory.collection(name)),
+            Again(agreed, list(joining.changes_after(old.collection, agreed))),
+        ]
+        joining.note_again(self._directory.copying(name), again)
+        return len(again[-1].changes)
 
     async def _put_in_place(self, name: str) -> Hosted:
         loop = asyncio.get_running_loop()
@@ -354,6 +375,7 @@ class Node:
         )
         await hosted.start()
         self._hosted[hosted.name] = hosted
+        self._rewriting.start(hosted, self._directory.collection(hosted.name))
         return hosted
 
     async def submit(self, command: messages.Write, size_bytes: int) -> Ticket:

@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 
 import structlog
 
+from gateway.engine import lives
 from gateway.engine.plan import WriteOutcome
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
 from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
@@ -138,6 +139,7 @@ class Remote:
         self.epoch = info.epoch
         self._calls = calls
         self._purged_through = info.purged_through
+        self._starts = info.starts
         metric = info.spec.metric
         self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
         self.committer = Committer(self.name, None, ForwardBus(calls), bounds, lambda: 0.0, observe_s)
@@ -173,7 +175,9 @@ class Remote:
         return await self._calls.call("search", exchange.encode(command), exchange.decode_answer)
 
     def reaches(self, since: int, epoch: str | None) -> bool:
-        return epoch in (None, self.epoch) and (since == 0 or self._purged_through <= since <= self.room.head)
+        if epoch is not None and not lives.holds(epoch, since, lives.life(self.epoch), self._starts):
+            return False
+        return since == 0 or self._purged_through <= since <= self.room.head
 
     async def read_changes(self, span: Span, limit: int, limit_bytes: int, with_vectors: bool) -> Page:
         body = exchange.encode(ChangesCall(span, limit, limit_bytes, with_vectors, self.epoch))

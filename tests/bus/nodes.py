@@ -32,9 +32,13 @@ class Log:
 
     def __init__(self) -> None:
         self.applied: list[Applied] = []
+        self.renewals = 0
 
     def publish(self, applied: Applied) -> None:
         self.applied.append(applied)
+
+    def renewed(self) -> None:
+        self.renewals += 1
 
     @property
     def seen(self) -> list[tuple[int, str, int]]:
@@ -75,7 +79,7 @@ class Nodes:
         source = max(self.members.values(), key=lambda member: member.collection.index_version)
         if source.collection.index_version <= after:
             raise NoPeer("nobody is ahead")
-        if not source.collection.reaches(after, epoch):
+        if not source.collection.remembers(after):
             raise Diverged("nobody reaches back so far", after)
         while True:
             copy = await asyncio.to_thread(source.collection.copy, after, PAGE)

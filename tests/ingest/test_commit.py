@@ -59,6 +59,9 @@ class Log:
         self.ids: list[str] = []
         self.commits = 0
 
+    def renewed(self) -> None:
+        raise AssertionError("a node alone has one epoch")
+
     def publish(self, applied: Applied) -> None:
         self.commits += 1
         self.ids += [event.document.id for event in applied.events if isinstance(event, Change)]
