@@ -66,8 +66,8 @@ async def _copy(hosted: Hosted, body: bytes) -> bytes:
     call = exchange.decode_copy(body)
     collection = hosted.collection
     theirs = (collection.epoch, collection.writer.term)
-    if (call.epoch, call.term) != theirs or not collection.remembers(call.after):
-        raise NotFound(f"no net change of term {call.term} of epoch {call.epoch!r} after {call.after}", field="epoch")
+    if (call.epoch, call.term) != theirs or not collection.remembers(call.origin):
+        raise NotFound(f"no net change of term {call.term} of epoch {call.epoch!r} after {call.origin}", field="epoch")
     limit = min(call.limit, LARGEST_COPY)
     return await hosted.read(lambda: exchange.encode(collection.copy(call.after, limit)))
 

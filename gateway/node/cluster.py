@@ -473,36 +473,38 @@ class SharedCluster:
             return 1
         if self._neighbours.updates < 2:
             return _UNKNOWN
-        others = self._neighbours.hosts(collection, bus.epoch, self._clock())
-        return len(others.keys() - {self._origin}) + 1
+        # Who is to host it may do so since its last heartbeat.
+        hosts = {one.origin for one in self._neighbours.alive(self._clock()) if one.serves(collection)}
+        return len(hosts | {self._origin})
 
     async def copies(self, collection: str, epoch: str, term: int, after: int) -> AsyncIterator[Copy]:
         """Copy from whoever is furthest; where one fails, go on with another."""
         failed: set[str] = set()
         refused: set[str] = set()
+        since = after
         while True:
             hosts = self._neighbours.hosts(collection, epoch, self._clock())
             able = {
-                origin: (heartbeat, holding)
-                for origin, (heartbeat, holding) in hosts.items()
-                if origin not in failed | refused | {self._origin}
+                node: (heartbeat, holding)
+                for node, (heartbeat, holding) in hosts.items()
+                if node not in failed | refused | {self._origin}
             }
             if not able and refused:
-                raise Diverged(f"no other node at hand reaches back to {after}", after)
+                raise Diverged(f"no other node at hand reaches back to {since}", since)
             if not able:
                 raise NoPeer(f"no other node at hand has what changed after {after}")
-            origin, (heartbeat, holding) = max(able.items(), key=lambda one: (one[1][1].term, one[1][1].index_version))
+            node, (heartbeat, holding) = max(able.items(), key=lambda one: (one[1][1].term, one[1][1].index_version))
             try:
-                copy = await self._client.copy(heartbeat.http, collection, CopyCall(epoch, term, after))
+                copy = await self._client.copy(heartbeat.http, collection, CopyCall(epoch, term, since, after))
             except PeerFailed as error:
                 log.warning("peer_failed", node=heartbeat.name, reason=str(error))
-                failed.add(origin)
+                failed.add(node)
                 continue
             except PeerRefused as error:
                 log.warning("peer_refused", node=heartbeat.name, reason=str(error))
                 # Who hasn't come so far itself may be heard of as such, and isn't one that has forgotten.
                 reached = holding.term == term and holding.index_version >= after
-                (refused if reached else failed).add(origin)
+                (refused if reached else failed).add(node)
                 continue
             yield copy
             if not copy.more:

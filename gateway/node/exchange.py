@@ -89,10 +89,11 @@ class ChangesCall(msgspec.Struct, frozen=True):
 
 
 class CopyCall(msgspec.Struct, frozen=True):
-    """Asks for a page of the net change after `after`, as agreed on in `term`."""
+    """Asks for a page of the net change since `origin`, as agreed on in `term`: what comes after `after`."""
 
     epoch: str
     term: int
+    origin: int
     after: int
     limit: int = 2048
 
