@@ -76,6 +76,7 @@ async def level(*gateways: Gateway, collection: str = "m") -> None:
 async def test_what_is_written_at_one_node_is_pushed_at_another(fleet: Fleet) -> None:
     async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        await level(a, b)
         await until(at_b, "subscribed", action="subscribe", collection="m")
         ack = await at_a.reply(action="patch", collection="m", id="x", changes={"n": 1})
         (event,) = await at_b.events(1)
