@@ -25,7 +25,7 @@ import msgspec
 from gateway.engine.types import Document, Done, Source, Spec
 from gateway.errors import StorageUnavailable
 
-FORMAT = 1
+FORMAT = 2
 APPLICATION_ID = 0x686F7469
 PAGE_BYTES = 4096
 FLOAT_BYTES = 4
