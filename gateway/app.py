@@ -27,11 +27,13 @@ from gateway.engine.checksums import Checksum, checksum
 from gateway.errors import InvalidArgument, StartupError
 from gateway.ingest.commit import Bounds
 from gateway.metrics import Metrics
-from gateway.node.cluster import Cluster, ClusterOptions, SharedCluster, SingleNode
+from gateway.node.alone import Cluster, SingleNode
+from gateway.node.cluster import ClusterOptions, SharedCluster
 from gateway.node.datadir import locked
-from gateway.node.node import Node, Options
+from gateway.node.node import Node
 from gateway.node.peers import PeerClient
 from gateway.node.upkeep import HotLimits, Timing
+from gateway.node.values import Options
 from gateway.protocol import checks
 from gateway.protocol.session import Limits
 from gateway.push.room import RoomLimits

@@ -38,7 +38,7 @@ from bench.cluster.measure import (
 from bench.cluster.nodes import COLLECTION, Site, quiet
 from bench.cluster.redis import RedisMissing, RedisProcess, RedisSocket, Stored
 from bench.harness import Percentiles, Report, Target
-from gateway.bus.shared import Keys
+from gateway.bus.agreement import Keys
 
 NODES = ("a", "b", "c")
 ROUNDS = 6

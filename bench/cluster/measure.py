@@ -13,7 +13,7 @@ from bench.cluster.nodes import COLLECTION, Site, quiet
 from bench.cluster.redis import Counts, RedisProcess, RedisSocket, messages_after, packed
 from bench.harness import cpu_s
 from bench.sockets import Arrivals
-from gateway.bus.shared import Keys
+from gateway.bus.agreement import Keys
 
 _PATIENCE_S = 120.0
 _BARE_CHANNEL = "bare"

@@ -17,8 +17,8 @@ from typing import Any, Self, cast
 import hiredis
 
 from gateway.bus import scripts
+from gateway.bus.agreement import Keys
 from gateway.bus.link import Script
-from gateway.bus.shared import Keys
 
 _HOST = "127.0.0.1"
 _START_S = 10.0

@@ -13,21 +13,22 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from gateway.bus import batches, scripts
+from gateway.bus.agreement import Diverged, Keys, NoPeer, Peers, State, read_state
 from gateway.bus.bus import Listener
 from gateway.bus.follower import Follower
 from gateway.bus.link import Link, LinkLost, LinkRefused
 from gateway.engine.collection import Collection
 from gateway.engine.plan import HeldBack, WriteOutcome
-from gateway.engine.replay import Copy, Prepared, Sequenced
+from gateway.engine.replay import Prepared, Sequenced
 from gateway.engine.types import Applied, Done, NeedsVectors, Spec, Write
 from gateway.errors import StorageUnavailable
 from gateway.faults import internal
@@ -48,32 +49,6 @@ _PACE_S = 0.006
 """Between proposals while more than one write gathers in less: what a batch costs Redis and each node is shared by more."""
 
 
-class Diverged(Exception):
-    """What this node holds isn't what the others agreed on, or can't be brought up to it step by step: it has to be copied
-    anew. What it alone holds came after `agreed`.
-    """
-
-    def __init__(self, reason: str, agreed: int) -> None:
-        super().__init__(reason)
-        self.agreed = agreed
-
-
-class NoPeer(Exception):
-    """No other node has what is missing here, at present."""
-
-
-class Peers(Protocol):
-    """The other nodes that host a collection."""
-
-    def expected(self, collection: str) -> int:
-        """Return how many nodes, this one included, should say what they hold before the order is made anew."""
-        ...
-
-    def copies(self, collection: str, epoch: str, term: int, after: int) -> AsyncIterator[Copy]:
-        """Yield the net change after `after` in pages. Raises NoPeer, and Diverged where nobody reaches back so far."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class SharedOptions:
     """`origin` names this life of this node. A write waits `wait_s` for Redis at most; nodes that lost the order wait
@@ -84,43 +59,6 @@ class SharedOptions:
     wait_s: float = 5.0
     settle_s: float = 3.0
     keep_changes: int = 16_384
-
-
-@dataclass(frozen=True, slots=True)
-class Keys:
-    """Where Redis has a collection; the braces put all in one slot."""
-
-    state: str
-    log: str
-    recent: str
-    claims: str
-    channel: str
-
-    @classmethod
-    def of(cls, collection: str) -> Keys:
-        base = f"hotindex:{{{collection}}}"
-        return cls(f"{base}:state", f"{base}:log", f"{base}:recent", f"{base}:claims", f"{base}:changes")
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the nodes have agreed on: see `scripts`. `starts` are terms and the heads they began with."""
-
-    epoch: str
-    head: int
-    floor: int
-    term: int
-    starts: tuple[tuple[int, int], ...]
-
-
-async def read_state(link: Link, keys: Keys) -> State | None:
-    """Return what Redis holds of a collection; None where that isn't valid. Raises LinkLost, LinkRefused."""
-    reply = await link.run(scripts.STATE, [keys.state], [])
-    if not reply or not reply[3]:
-        return None
-    epoch, head, floor, _, term, starts = reply
-    pairs = (pair.split(":") for pair in starts.decode().split())
-    return State(epoch.decode(), int(head), int(floor), int(term), tuple((int(t), int(start)) for t, start in pairs))
 
 
 class SharedBus:

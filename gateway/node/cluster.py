@@ -1,4 +1,4 @@
-"""This node among others, or alone."""
+"""This node among others."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import structlog
 
 from gateway.bus import scripts
+from gateway.bus.agreement import Diverged, Keys, NoPeer, State, read_state
 from gateway.bus.bus import Bus, Listener
 from gateway.bus.link import Link, LinkLost, LinkRefused
-from gateway.bus.local import LocalBus
-from gateway.bus.shared import Diverged, Keys, NoPeer, SharedBus, SharedOptions, State, read_state
+from gateway.bus.shared import SharedBus, SharedOptions
 from gateway.bus.subscriptions import Subscriptions
 from gateway.engine.collection import Collection, new_epoch
 from gateway.engine.replay import Copy
 from gateway.engine.types import Spec
 from gateway.errors import StartupError, StorageUnavailable
 from gateway.faults import internal
+from gateway.node.alone import Local
 from gateway.node.exchange import CopyCall
 from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
 from gateway.node.registry import (
@@ -29,7 +30,6 @@ from gateway.node.registry import (
     DROPPED,
     NODES,
     Heartbeat,
-    Holding,
     Life,
     Neighbours,
     NodeState,
@@ -53,107 +53,6 @@ _AVOID_S = 5.0
 
 _NEAR = 1000
 """Nodes whose index_versions differ by less are taken for equally up to date: heartbeats are a second old."""
-
-
-class Local(Protocol):
-    """What the cluster asks of the node it is for."""
-
-    def holdings(self) -> dict[str, Holding]:
-        """Return what the node hosts."""
-        ...
-
-    async def join(self, life: Life, state: State, copies: AsyncIterator[Copy] | None) -> None:
-        """Begin to host a collection, with what is copied from another node."""
-        ...
-
-    async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
-        """Copy a collection anew, and submit once more what this node alone has of it, after `agreed`."""
-        ...
-
-    async def leave(self, name: str) -> None:
-        """Remove a collection that was dropped elsewhere."""
-        ...
-
-
-class Cluster(Protocol):
-    """Where collections come from, and how their commits are ordered. Called on the event loop."""
-
-    async def start(self, local: Local, ws: str, http: str) -> None:
-        """Begin to take part, once the node serves at these addresses. Raises StartupError."""
-        ...
-
-    async def leave(self) -> None:
-        """Take no more part, save for the commits under way."""
-        ...
-
-    async def close(self) -> None: ...
-
-    def make_bus(
-        self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
-    ) -> Bus: ...
-
-    async def register(self, spec: Spec) -> Life:
-        """Return the life of a collection to make: a new one, or that which another node has made meanwhile."""
-        ...
-
-    async def drop(self, name: str, epoch: str) -> None:
-        """Have all nodes drop a collection. Raises StorageUnavailable."""
-        ...
-
-    async def nodes(self) -> list[NodeState]: ...
-
-    def names(self) -> list[str]:
-        """Return the collections there are, as far as is known here."""
-        ...
-
-    def hosts(self, name: str) -> bool:
-        """Tell whether this node is to host a collection."""
-        ...
-
-    def calls(self, name: str) -> Calls | None:
-        """Return what asks other nodes for a collection; None where none is known that could be asked."""
-        ...
-
-    @property
-    def fault(self) -> str | None: ...
-
-
-class SingleNode:
-    """A cluster of one."""
-
-    fault: str | None = None
-
-    async def start(self, local: Local, ws: str, http: str) -> None:
-        pass
-
-    async def leave(self) -> None:
-        pass
-
-    async def close(self) -> None:
-        pass
-
-    def make_bus(
-        self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
-    ) -> Bus:
-        return LocalBus(collection, listener, executor, room)
-
-    async def register(self, spec: Spec) -> Life:
-        return Life(new_epoch(), spec)
-
-    async def drop(self, name: str, epoch: str) -> None:
-        pass
-
-    async def nodes(self) -> list[NodeState]:
-        return []
-
-    def names(self) -> list[str]:
-        return []
-
-    def hosts(self, name: str) -> bool:  # noqa: ARG002 - it has all
-        return True
-
-    def calls(self, name: str) -> Calls | None:  # noqa: ARG002 - there is nobody else
-        return None
 
 
 @dataclass(frozen=True, slots=True)

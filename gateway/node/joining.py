@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from gateway.bus.shared import State
+from gateway.bus.agreement import State
 from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.copying import Copying

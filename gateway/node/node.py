@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 import structlog
 
-from gateway.bus.shared import State
+from gateway.bus.agreement import State
 from gateway.embed.embedder import Embedder
 from gateway.embed.text import build_text
 from gateway.engine import lives
@@ -17,10 +16,9 @@ from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
 from gateway.engine.replay import Copy
-from gateway.engine.types import Answer, Document, Done, Metric, Page, Put, Span, Spec, Write
+from gateway.engine.types import Answer, Document, Metric, Page, Put, Span, Spec, Write
 from gateway.errors import (
     Conflict,
-    HotindexError,
     InvalidArgument,
     NotFound,
     Overloaded,
@@ -28,10 +26,9 @@ from gateway.errors import (
     StorageUnavailable,
 )
 from gateway.ingest import intake
-from gateway.ingest.commit import Bounds
 from gateway.metrics import CollectionState, Metrics
 from gateway.node import answering, exchange, joining, queries
-from gateway.node.cluster import Cluster, SingleNode
+from gateway.node.alone import Cluster, SingleNode
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
 from gateway.node.hosted import Hosted, Threads
@@ -40,68 +37,13 @@ from gateway.node.registry import Holding, Life
 from gateway.node.remote import Remote
 from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
-from gateway.node.upkeep import HotLimits, Timing
+from gateway.node.values import Membership, Options, Ticket
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import MSGPACK, Codec
 from gateway.push.events import Variant
-from gateway.push.room import RoomLimits, Sink, Subscriber
+from gateway.push.room import Sink, Subscriber
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the node needs to know of the settings."""
-
-    node: str
-    default_collection: str
-    default_model: str
-    timing: Timing
-    idempotency_window_s: float
-    read_wait_s: float
-    cores: int
-    hot: HotLimits
-    bounds: Bounds
-    room: RoomLimits
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A write on its way: `outcome` tells how it ended."""
-
-    collection: str
-    outcome: asyncio.Future[Done | HotindexError]
-
-    async def done(self) -> Done:
-        """Wait for the outcome; raises the HotindexError that kept the write from being applied."""
-        outcome = await asyncio.shield(self.outcome)
-        if isinstance(outcome, HotindexError):
-            raise outcome
-        return outcome
-
-
-@dataclass(frozen=True, slots=True)
-class Membership:
-    """A subscription as it began."""
-
-    variant: Variant
-    index_version: int
-    recovered: bool
-    epoch: str
-    join: Callable[[], Subscriber]
-    """Lets the pushes begin; to be called once, right after the reply was written."""
-
-    @property
-    def collection(self) -> str:
-        return self.variant.collection
-
-    def reply(self) -> messages.Subscribed:
-        return messages.Subscribed(
-            collection=self.collection,
-            index_version=self.index_version,
-            epoch=self.epoch,
-            recovered=self.recovered,
-        )
 
 
 class Node:

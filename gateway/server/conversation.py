@@ -9,7 +9,8 @@ from typing import Any
 from gateway.errors import HotindexError
 from gateway.faults import internal
 from gateway.metrics import Metrics
-from gateway.node.node import Node, Ticket
+from gateway.node.node import Node
+from gateway.node.values import Ticket
 from gateway.protocol import messages
 from gateway.protocol.framing import frame
 from gateway.protocol.messages import Message

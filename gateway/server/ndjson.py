@@ -10,7 +10,8 @@ import msgspec
 from gateway.engine.types import Write
 from gateway.errors import HotindexError, TooLarge
 from gateway.ingest import intake
-from gateway.node.node import Node, Ticket
+from gateway.node.node import Node
+from gateway.node.values import Ticket
 from gateway.protocol.checks import MAX_DOCUMENT_BYTES
 from gateway.protocol.codec import JSON
 from gateway.protocol.messages import DocumentInput

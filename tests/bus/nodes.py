@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from gateway.bus.agreement import Diverged, Keys, NoPeer
 from gateway.bus.bus import Bus
 from gateway.bus.link import Link
 from gateway.bus.local import LocalBus
-from gateway.bus.shared import Diverged, Keys, NoPeer, SharedBus, SharedOptions
+from gateway.bus.shared import SharedBus, SharedOptions
 from gateway.bus.subscriptions import Subscriptions
 from gateway.engine.collection import Collection
 from gateway.engine.plan import WriteOutcome

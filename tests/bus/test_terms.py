@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from gateway.bus import scripts
+from gateway.bus.agreement import Keys, read_state
 from gateway.bus.follower import Follower
 from gateway.bus.link import Link, LinkLost, Script, Value
-from gateway.bus.shared import Keys, SharedBus, SharedOptions, read_state
+from gateway.bus.shared import SharedBus, SharedOptions
 from gateway.engine.types import Done, Patch, Write
 from gateway.errors import StorageUnavailable
 from tests.bus.nodes import EPOCH, Member, Nodes

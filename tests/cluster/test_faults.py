@@ -15,7 +15,7 @@ from random import Random
 import pytest
 from hotindex import Document, NotFound, Unavailable
 
-from gateway.bus.shared import Keys
+from gateway.bus.agreement import Keys
 from tests.cluster.faults import forget_latest
 from tests.cluster.fleet import COLLECTION, SETTLE_S, WRITE_WAIT_S, Fleet, Member, eventually, fleet
 from tests.cluster.support import Facts, Writer, audience, check, fits, load
