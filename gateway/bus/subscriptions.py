@@ -95,6 +95,8 @@ class Subscriptions:
                 await done
         except TimeoutError:
             self._inbox.put_nowait(_Unsubscribe(_future(), channel))
+            # A connection that doesn't answer this won't answer anything.
+            self._inbox.put_nowait(_Restart(_future()))
             raise LinkLost(f"SUBSCRIBE: not confirmed in {self._link.timeout_s} s") from None
         except asyncio.CancelledError:
             self._inbox.put_nowait(_Unsubscribe(_future(), channel))
@@ -104,7 +106,13 @@ class Subscriptions:
         """Return when no more messages come from it. Never fails: a lost connection has no subscriptions."""
         if self._task is not None and not self._task.done():
             self._inbox.put_nowait(_Unsubscribe(done := _future(), channel))
-            await done
+            try:
+                async with asyncio.timeout(self._link.timeout_s):
+                    await asyncio.shield(done)
+            except TimeoutError:
+                # With a connection that has gone silent the subscription ends too.
+                await self.restart()
+                await done
 
     async def restart(self) -> None:
         """Drop the connections, and connect again at once, as after a loss. Return when they are dropped."""

@@ -191,11 +191,11 @@ class SharedCluster:
                 pass
             self._due.clear()
             try:
+                await self._tick()
                 if not subscribed:
                     await self._subscriptions.subscribe(_ANNOUNCE)
                     await self._subscriptions.subscribe(self._probe)
                     subscribed = True
-                await self._tick()
                 await self._audit()
                 self.fault = None
                 # A collection that has just been made can be joined in a moment.

@@ -208,3 +208,26 @@ async def test_they_begin_without_a_server_and_pause_between_attempts() -> None:
             await insisted(lambda: ear.subscriptions.subscribe("channel"))
             assert ear.heard == []
             assert listeners(server, "channel") == 1
+
+
+async def test_a_silent_connection_holds_nobody_up(server: RedisServer) -> None:
+    """A stopping gateway waited for ever for the end of a subscription, and a starting one asked the same silent
+    connection again and again.
+    """
+    async with (
+        Proxy(server.port) as proxy,
+        linked(f"redis://{HOST}:{proxy.port}", 0.3) as link,
+        listening(link) as ear,
+    ):
+        await ear.subscriptions.subscribe("one")
+        await ear.subscriptions.subscribe("two")
+        proxy.mute_subscribers()
+        await ear.subscriptions.unsubscribe("one")
+        assert ear.heard == ["lost"]
+        await proxy.resume()
+        await ear.count("resubscribed")
+        proxy.mute_subscribers()
+        with pytest.raises(LinkLost, match="not confirmed"):
+            await ear.subscriptions.subscribe("three")
+        await ear.count("lost", 2)
+        await insisted(lambda: ear.subscriptions.subscribe("three"))
