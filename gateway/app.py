@@ -110,10 +110,22 @@ def _cluster(settings: Settings) -> Cluster:
         return SingleNode()
     origin = f"{settings.node}-{secrets.token_hex(8)}"
     shared = SharedOptions(origin, settings.write_wait_s, settings.settle_s, settings.stream_changes)
-    names = frozenset(name for name in settings.collections.replace(" ", "").split(",") if name)
-    options = ClusterOptions(settings.node, shared, collections=names or None)
+    options = ClusterOptions(settings.node, shared, collections=_hosted(settings))
     link = Link(settings.redis_url, timeout_s=settings.redis_timeout_s)
     return SharedCluster(link, PeerClient(_PEER_TIMEOUT_S), options, random.random)
+
+
+def _hosted(settings: Settings) -> frozenset[str] | None:
+    """Return the collections to host; None for all."""
+    if not settings.collections:
+        return None
+    names = frozenset(name.strip() for name in settings.collections.split(","))
+    for name in names:
+        try:
+            checks.collection_name(name)
+        except InvalidArgument as error:
+            raise StartupError(f"setting collections: {error.message}") from None
+    return names
 
 
 def _options(settings: Settings, default_model: str) -> Options:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.bus import scripts
-from gateway.bus.link import Link
+from gateway.bus.link import Link, LinkRefused
 from gateway.engine.replay import Copy
 
 
@@ -30,6 +30,10 @@ class Peers(Protocol):
 
     def expected(self, collection: str) -> int:
         """Return how many nodes, this one included, should say what they hold before the order is made anew."""
+        ...
+
+    async def dropped(self, epoch: str) -> bool:
+        """Tell whether a life of a collection was dropped. Raises LinkLost, LinkRefused."""
         ...
 
     def copies(self, collection: str, epoch: str, term: int, after: int) -> AsyncIterator[Copy]:
@@ -70,5 +74,14 @@ async def read_state(link: Link, keys: Keys) -> State | None:
     if not reply or not reply[3]:
         return None
     epoch, head, floor, _, term, starts = reply
-    pairs = (pair.split(":") for pair in starts.decode().split())
-    return State(epoch.decode(), int(head), int(floor), int(term), tuple((int(t), int(start)) for t, start in pairs))
+    try:
+        pairs = [pair.split(":") for pair in starts.decode().split()]
+        told = tuple((int(t), int(start)) for t, start in pairs)
+        return State(epoch.decode(), int(head), int(floor), int(term), told)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LinkRefused(f"{keys.state} holds what no node has written: {error}") from None
+
+
+async def forget(link: Link, keys: Keys, epoch: str) -> None:
+    """Take a life that was dropped out of Redis. Raises LinkLost, LinkRefused."""
+    await link.run(scripts.FORGET, [keys.state, keys.log, keys.recent, keys.claims], [epoch])

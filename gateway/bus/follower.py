@@ -42,9 +42,12 @@ class Follower:
         return bool(self._queue)
 
     def take(self, header: Header, body: memoryview) -> None:
-        """Take a batch that came from elsewhere. Raises msgspec.DecodeError."""
+        """Take a batch that came from elsewhere. Raises ValueError for what is none (as msgspec.DecodeError is)."""
         if self._comes_next(header, len(body)):
-            self._append(decode_body(header, body), len(body))
+            batch = decode_body(header, body)
+            if sum(len(proposal.entries) for proposal in batch.proposals) != batch.changes:
+                raise ValueError(f"the batch at {header.index_version} has not as many changes as it says")
+            self._append(batch, len(body))
 
     def take_own(self, batch: Sequenced, size_bytes: int, prepared: Prepared | None = None) -> None:
         """Take a batch this node has just given its place; `prepared` is how, where all of that comes next."""

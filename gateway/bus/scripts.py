@@ -30,6 +30,11 @@ local state = redis.call('HMGET', KEYS[1], 'epoch', 'head', 'floor', 'run', 'ter
 if state[1] ~= ARGV[1] or state[4] ~= run or state[5] ~= ARGV[8] then return {'unknown'} end
 local head, floor, at = tonumber(state[2]), tonumber(state[3]), tonumber(ARGV[2])
 if at > head or at < floor then return {'behind', state[2]} end
+if head > at and redis.call('EXISTS', KEYS[3]) == 0 then
+    -- Something took it away: nobody knows any more what was written after that index_version.
+    redis.call('HSET', KEYS[1], 'floor', state[2])
+    return {'behind', state[2]}
+end
 local writes, taken, lost, lost_some = cmsgpack.unpack(ARGV[6]), {}, {}, false
 local changes = 0
 for i, write in ipairs(writes) do
@@ -79,7 +84,8 @@ if least > floor then
     redis.call('HSET', KEYS[1], 'floor', string.format('%.0f', least))
 end
 redis.call('HSET', KEYS[1], 'head', string.format('%.0f', last))
-redis.call(ARGV[5], ARGV[4], message)
+-- Who doesn't get it reads the stream.
+redis.pcall(ARGV[5], ARGV[4], message)
 return {'ok', string.format('%.0f', head), flags}
 """
 )
@@ -183,7 +189,7 @@ end
 local nodes, alive = redis.call('HGETALL', KEYS[1]), {}
 for i = 1, #nodes, 2 do
     local at, said = string.match(nodes[i + 1], '^(%d+) (.*)$')
-    local age = now - tonumber(at)
+    local age = now - tonumber(at or 0)
     if age > tonumber(ARGV[3]) then
         redis.call('HDEL', KEYS[1], nodes[i])
     else
@@ -218,3 +224,13 @@ return 1
 """
 )
 """Take a life of a collection from the register, for good."""
+
+FORGET = Script(
+    """
+-- KEYS: state, log, recent, claims
+-- ARGV: epoch
+if redis.call('HGET', KEYS[1], 'epoch') == ARGV[1] then redis.call('DEL', KEYS[1], KEYS[2], KEYS[3], KEYS[4]) end
+return 1
+"""
+)
+"""Forget a life of a collection that was dropped; another one stays."""

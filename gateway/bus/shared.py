@@ -22,7 +22,7 @@ from typing import TypeVar
 import structlog
 
 from gateway.bus import batches, scripts
-from gateway.bus.agreement import Diverged, Keys, NoPeer, Peers, State, read_state
+from gateway.bus.agreement import Diverged, Keys, NoPeer, Peers, State, forget, read_state
 from gateway.bus.bus import Listener
 from gateway.bus.follower import Follower
 from gateway.bus.link import Link, LinkLost, LinkRefused
@@ -145,7 +145,11 @@ class SharedBus:
 
     def take(self, message: bytes) -> None:
         """Take a message of the channel."""
-        self._follower.take(*batches.decode_header(message))
+        try:
+            self._follower.take(*batches.decode_header(message))
+        except ValueError as error:
+            log.warning("no_batch", collection=self._name, reason=str(error))
+            self._follower.hole = True
         self._wake.set()
 
     def distrust(self) -> None:
@@ -194,6 +198,8 @@ class SharedBus:
                 self._note(str(error))
             except Exception as error:  # without this task the node would stand still
                 self._note(internal(error, collection=self._name).message)
+                # Whatever it was, what waits to be applied is read again.
+                self._follower.jump(self.position)
             self.distrust()
             await asyncio.sleep(self._pause_s)
             self._pause_s = min(2 * self._pause_s, longest_s)
@@ -303,7 +309,12 @@ class SharedBus:
         """Return what Redis holds; None where that isn't valid. Raises NoPeer for another epoch."""
         state = await read_state(self._link, self.keys)
         if state is not None and state.epoch != self._follower.epoch:
-            raise NoPeer(f"it has epoch {self._follower.epoch} here, and elsewhere {state.epoch}")
+            if not await self._peers.dropped(state.epoch):
+                raise NoPeer(f"it has epoch {self._follower.epoch} here, and elsewhere {state.epoch}")
+            await forget(self._link, self.keys, state.epoch)
+            return None
+        if state is None and await self._peers.dropped(self._follower.epoch):
+            raise NoPeer("it was dropped elsewhere")
         return state
 
     async def _fill(self) -> None:
@@ -326,8 +337,13 @@ class SharedBus:
             # The stream begins later: the rest is gone.
             await self._catch_up()
             return
-        for header, body in entries:
-            follower.take(header, body)
+        try:
+            for header, body in entries:
+                follower.take(header, body)
+        except ValueError as error:
+            log.warning("no_batch", collection=self._name, reason=str(error))
+            await self._catch_up()
+            return
         if more:
             follower.hole = True
 
@@ -338,7 +354,15 @@ class SharedBus:
         found = await self._link.command("XRANGE", self.keys.log, start, "+", "COUNT", page)
         size_bytes = sum(len(message) for _, (_, message) in found)
         self._page = max(1, page // 4) if size_bytes > _PAGE_BYTES else min(_LARGEST_PAGE, 2 * page)
-        return [batches.decode_header(message) for _, (_, message) in found], len(found) == page
+        entries: list[tuple[batches.Header, memoryview]] = []
+        for entry_id, (_, message) in found:
+            try:
+                entries.append(batches.decode_header(message))
+            except ValueError as error:
+                # What comes after it can't be trusted to come next.
+                log.warning("no_batch", collection=self._name, entry=entry_id.decode(), reason=str(error))
+                return entries, False
+        return entries, len(found) == page
 
     async def _catch_up(self) -> None:
         """Take over the net change from another node."""
@@ -412,7 +436,7 @@ class SharedBus:
         placed = [j for j, outcome in enumerate(prepared.outcomes) if not isinstance(outcome, NeedsVectors | HeldBack)]
         try:
             ended = await self._propose(some, prepared, placed) if placed else {}
-        except LinkLost as error:
+        except (LinkLost, LinkRefused) as error:
             self._note(str(error))
             self.distrust()
             return

@@ -127,21 +127,25 @@ class Subscriptions:
             await asyncio.wait([self._task])
 
     async def _run(self) -> None:
-        failures, due = 0, math.inf
+        failures, due, told = 0, math.inf, ""
         try:
             while True:
                 request = await self._next(due)
                 try:
                     if request is None or await self._do(request):
                         await self._connect()
-                        failures, due = 0, math.inf
+                        if told:
+                            log.info("redis_subscriptions_back")
+                        failures, due, told = 0, math.inf, ""
                     continue
                 except (LinkLost, LinkRefused) as error:
                     reason = error
                 except Exception as error:  # without this task there would be no messages any more
                     internal(error)
                     reason = LinkLost("a fault of ours")
-                log.warning("redis_subscriptions_lost", reason=str(reason))
+                if str(reason) != told:
+                    log.warning("redis_subscriptions_lost", reason=str(reason))
+                told = str(reason)
                 due = asyncio.get_running_loop().time() + self._pause_s(failures)
                 failures += 1
         finally:

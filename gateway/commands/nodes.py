@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.table import Table
@@ -12,7 +13,9 @@ from gateway.commands.http import ask
 
 def run(http_url: str, *, as_json: bool) -> None:
     nodes = ask(http_url, "/v1/nodes")["nodes"]
-    if as_json:
+    if not nodes:
+        print(f"the node at {http_url} shares nothing: it runs without redis_url", file=sys.stderr)
+    elif as_json:
         for node in nodes:
             print(line(node))
     else:

@@ -7,8 +7,10 @@ to where that term began; one beyond may name changes that nobody else has had. 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+_TERM = re.compile("[0-9]{0,20}")
 Starts = Sequence[tuple[int, int]]
 """Terms, and the index_versions they began after."""
 
@@ -27,6 +29,8 @@ def life(epoch: str) -> str:
 def holds(told: str, since: int, life_now: str, starts: Starts) -> bool:
     """Tell whether a position that was reached in the epoch `told` still stands for what it stood for."""
     told_life, _, term = told.partition(".")
-    if told_life != life_now or not (term.isdecimal() or not term):
+    if told_life != life_now or not _TERM.fullmatch(term):
+        return False
+    if term and int(term) not in {known for known, _ in starts}:
         return False
     return all(since <= start for later, start in starts if later % 2 and later > int(term or 0))

@@ -23,7 +23,7 @@ async def answer(hosted: Hosted, call: str, body: bytes) -> bytes:
         raise NotFound(f"nodes don't ask for {call!r}", field="call")
     try:
         return await _CALLS[call](hosted, body)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidMessage(f"{call}: {error}") from None
 
 

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from gateway.bus import scripts
-from gateway.bus.agreement import Diverged, Keys, NoPeer, State, read_state
+from gateway.bus.agreement import Diverged, Keys, NoPeer, State, forget, read_state
 from gateway.bus.bus import Bus, Listener
 from gateway.bus.link import Link, LinkLost, LinkRefused
 from gateway.bus.shared import SharedBus, SharedOptions
@@ -20,7 +20,7 @@ from gateway.bus.subscriptions import Subscriptions
 from gateway.engine.collection import Collection, new_epoch
 from gateway.engine.replay import Copy
 from gateway.engine.types import Spec
-from gateway.errors import StartupError, StorageUnavailable
+from gateway.errors import NotFound, StartupError, StorageUnavailable
 from gateway.faults import internal
 from gateway.node.alone import Local
 from gateway.node.exchange import CopyCall
@@ -84,6 +84,7 @@ class SharedCluster:
         self._random = random
         self._failed: dict[str, float] = {}
         self._known: frozenset[str] = frozenset()
+        self._namesakes: set[str] = set()
         self._due = asyncio.Event()
         self._probe = f"hotindex:{{{self._origin}}}:probe"
         self._joins_waiting = False
@@ -217,7 +218,16 @@ class SharedCluster:
         said = msgspec.structs.replace(self._heartbeat, holdings=self._local.holdings())
         reply = await self._link.run(scripts.HEARTBEAT, [NODES], [self._origin, msgspec.json.encode(said), _FORGET_MS])
         self._neighbours.update(reply, self._clock())
+        self._look_for_namesakes()
         await self._reconcile(lives(await self._link.command("HGETALL", COLLECTIONS)))
+
+    def _look_for_namesakes(self) -> None:
+        """Say so once where another node has this one's name: people tell nodes apart by it."""
+        others = (one for one in self._neighbours.alive(self._clock()) if one.origin != self._origin)
+        alike = {one.http for one in others if one.name == self._options.name}
+        for http in alike - self._namesakes:
+            log.warning("same_name", node=self._options.name, http=http)
+        self._namesakes = alike
 
     async def _audit(self) -> None:
         """Look whether messages still come: a connection that has gone silent says nothing of it."""
@@ -238,7 +248,7 @@ class SharedCluster:
         for name, holding in held.items():
             if name in self._copying or (name in register and register[name].epoch == holding.epoch):
                 continue
-            if await self._link.command("SISMEMBER", DROPPED, holding.epoch):
+            if await self.dropped(holding.epoch):
                 log.info("dropped_elsewhere", collection=name)
                 await self._local.leave(name)
             elif name not in register:
@@ -252,6 +262,8 @@ class SharedCluster:
         for name, life in register.items():
             if name not in held and name not in self._copying and self.hosts(name):
                 state = await read_state(self._link, Keys.of(name))
+                if state is not None and state.epoch != life.epoch and await self.dropped(state.epoch):
+                    await forget(self._link, Keys.of(name), state.epoch)
                 if state is not None and state.epoch == life.epoch:
                     self._copy(name, self._local.join(life, state, self._needed(name, state)))
                 else:
@@ -284,6 +296,8 @@ class SharedCluster:
                     raise NoPeer("the nodes have not agreed yet")
                 await self._local.replace(name, state, error.agreed, self._needed(name, state))
                 return
+            except NotFound:
+                return  # dropped meanwhile
             except (LinkLost, LinkRefused, NoPeer, Diverged, StorageUnavailable) as reason:
                 log.warning("not_copied", collection=name, reason=str(reason))
                 await asyncio.sleep(self._options.heartbeat_s)
@@ -312,8 +326,7 @@ class SharedCluster:
     async def drop(self, name: str, epoch: str) -> None:
         try:
             await self._link.run(scripts.DROP, [COLLECTIONS, DROPPED], [name, epoch])
-            keys = Keys.of(name)
-            await self._link.command("DEL", keys.state, keys.log, keys.recent, keys.claims)
+            await forget(self._link, Keys.of(name), epoch)
             await self._announce()
         except (LinkLost, LinkRefused) as error:
             raise StorageUnavailable(f"collection {name!r} can't be dropped at present: {error}") from None
@@ -330,8 +343,10 @@ class SharedCluster:
                 scripts.HEARTBEAT, [NODES], [self._origin, msgspec.json.encode(said), _FORGET_MS]
             )
         except (LinkLost, LinkRefused) as error:
-            raise StorageUnavailable(f"the nodes can't be listed at present: {error}") from None
-        self._neighbours.update(reply, self._clock())
+            # What was known last, and how long ago.
+            log.info("nodes_not_heard", reason=str(error))
+        else:
+            self._neighbours.update(reply, self._clock())
         return listing(self._neighbours.heard(self._clock()))
 
     # For collections hosted elsewhere: whom to ask.
@@ -365,6 +380,9 @@ class SharedCluster:
         self._failed[http] = self._clock()
 
     # For the buses: who else has a collection.
+
+    async def dropped(self, epoch: str) -> bool:
+        return bool(await self._link.command("SISMEMBER", DROPPED, epoch))
 
     def expected(self, collection: str) -> int:
         bus = self._buses.get(Keys.of(collection).channel)

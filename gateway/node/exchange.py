@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
 import msgspec
-import numpy as np
 
 from gateway import errors
+from gateway.engine import vectors
 from gateway.engine.types import (
     Answer,
     BatchComplete,
@@ -24,9 +25,11 @@ from gateway.engine.types import (
     Write,
 )
 from gateway.errors import HotindexError
-from gateway.protocol import messages
+from gateway.protocol import checks, messages
 
 LENGTH_BYTES = 4
+Position = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Limit = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
 
 
 class Info(msgspec.Struct, frozen=True):
@@ -43,7 +46,7 @@ class Info(msgspec.Struct, frozen=True):
 class _Operation(msgspec.Struct, frozen=True, array_like=True):
     """`kind` is p, u or d: put, update or delete."""
 
-    kind: str
+    kind: Literal["p", "u", "d"]
     id: str
     vector: bytes | None = None
     content: str | None = None
@@ -56,8 +59,8 @@ class _Write(msgspec.Struct, frozen=True, array_like=True):
     operations: list[_Operation]
     atomic: bool
     event_id: str | None
-    priority: int
-    size_bytes: int
+    priority: Annotated[int, msgspec.Meta(ge=0, le=2)]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]
     listed_as: str | None
 
 
@@ -82,8 +85,8 @@ class GetCall(msgspec.Struct, frozen=True):
 
 class ChangesCall(msgspec.Struct, frozen=True):
     span: Span
-    limit: int
-    limit_bytes: int
+    limit: Limit
+    limit_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 30)]
     with_vectors: bool
     epoch: str
 
@@ -93,9 +96,9 @@ class CopyCall(msgspec.Struct, frozen=True):
 
     epoch: str
     term: int
-    origin: int
-    after: int
-    limit: int = 2048
+    origin: Position
+    after: Position
+    limit: Limit = 2048
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -114,7 +117,7 @@ decode_get = msgspec.msgpack.Decoder(GetCall).decode
 decode_found = msgspec.msgpack.Decoder(Found).decode
 decode_changes = msgspec.msgpack.Decoder(ChangesCall).decode
 decode_copy = msgspec.msgpack.Decoder(CopyCall).decode
-decode_relay = msgspec.msgpack.Decoder(tuple[int, str]).decode
+decode_relay = msgspec.msgpack.Decoder(tuple[Position, str]).decode
 decode_spec = msgspec.msgpack.Decoder(Spec).decode
 decode_page = msgspec.msgpack.Decoder(Page).decode
 decode_subscribed = msgspec.msgpack.Decoder(messages.Subscribed).decode
@@ -125,6 +128,14 @@ _ERRORS = {
     for kind in vars(errors).values()
     if isinstance(kind, type) and issubclass(kind, HotindexError) and hasattr(kind, "code")
 }
+
+
+def relay_call(body: bytes) -> tuple[int, str]:
+    """Return position and epoch from which on to relay. Raises InvalidMessage."""
+    try:
+        return decode_relay(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise errors.InvalidMessage(f"relay: {error}") from None
 
 
 def encode_writes(writes: Sequence[Write]) -> bytes:
@@ -154,26 +165,33 @@ def _operation(operation: Operation) -> _Operation:
             return _Operation("d", id)
 
 
-def writes(body: bytes) -> Iterator[Write]:
-    """Yield the writes another node forwards, checked there. Raises msgspec.DecodeError."""
-    for one in decode_writes(body):
-        operations = tuple(_operation_of(operation) for operation in one.operations)
-        yield Write(
-            operations,
-            atomic=one.atomic,
-            event_id=one.event_id,
-            priority=one.priority,
-            size_bytes=one.size_bytes,
-            listed_as=one.listed_as,
-        )
+def writes(body: bytes) -> list[Write]:
+    """Return the writes another node forwards. Raises msgspec.DecodeError, and what is wrong with them."""
+    return [_write_of(one) for one in decode_writes(body)]
+
+
+def _write_of(one: _Write) -> Write:
+    if one.event_id is not None:
+        checks.document_id(one.event_id, "event_id")
+    return Write(
+        tuple(_operation_of(operation) for operation in one.operations),
+        atomic=one.atomic,
+        event_id=one.event_id,
+        priority=one.priority,
+        size_bytes=one.size_bytes,
+        listed_as=one.listed_as,
+    )
 
 
 def _operation_of(one: _Operation) -> Operation:
+    checks.document_id(one.id)
+    checks.metadata(one.metadata or {})
+    checks.document_size(one.metadata or {}, one.content, one.id)
     if one.kind == "d":
         return Remove(one.id)
     if one.kind == "u":
         return Patch(one.id, one.metadata or {}, one.content, one.if_version)
-    vector = None if one.vector is None else np.frombuffer(one.vector, np.float32)
+    vector = None if one.vector is None else vectors.parse(one.vector, "vector")
     return Put(one.id, vector, one.content, one.metadata, one.if_version, one.from_fields)
 
 
@@ -197,6 +215,11 @@ def error(failure: Failure) -> HotindexError:
     if kind is None or kind is errors.Internal:
         return errors.Internal(failure.message.rpartition(" ")[2])
     return kind(failure.message, field=failure.field)
+
+
+def is_relayed(frame: bytes) -> bool:
+    """Tell whether a frame holds changes: a list; messages are maps."""
+    return frame[0] & 0xF0 == 0x90 or frame[0] in (0xDC, 0xDD)
 
 
 def relayed(buffer: bytearray) -> Iterator[bytes]:

@@ -82,6 +82,11 @@ class Node:
         self._directory.sweep()
         loop = asyncio.get_running_loop()
         for name in self._directory.names():
+            if not self.cluster.hosts(name):
+                log.warning(
+                    "not_hosted", collection=name, reason="setting collections leaves it to others; its data stay"
+                )
+                continue
             try:
                 collection = await loop.run_in_executor(self._threads.upkeep, self._open, name)
             except (StorageUnavailable, OSError) as error:
@@ -112,6 +117,10 @@ class Node:
         """Return a collection (None: the default one). Raises InvalidArgument and NotFound."""
         name = self.resolve(name)
         if name not in self._hosted:
+            if name in self._remotes or name in self.cluster.names():
+                raise InvalidArgument(
+                    f"collection {name!r} is hosted by other nodes; ask one of them", field="collection"
+                )
             raise NotFound(f"no collection {name!r}", field="collection")
         return self._hosted[name]
 
@@ -198,7 +207,7 @@ class Node:
             calls = self.cluster.calls(spec.name)
             if calls is None:
                 raise Overloaded(f"no node that hosts collection {spec.name!r} can be reached", retry_after_s=1.0)
-            await calls.call("make", exchange.encode(spec), bytes)
+            await calls.call("make", exchange.encode(queries.settings_of(spec)), bytes)
             return await self._reach_out(spec.name)
         async with self._lifecycle:
             return self._hosted.get(spec.name) or await self._create(spec)
@@ -384,10 +393,8 @@ class Node:
 
     async def answer(self, name: str, call: str, body: bytes) -> bytes:
         """Answer another node. Raises a HotindexError."""
-        if call == "make" and name not in self._hosted:
-            await self.make(exchange.decode_spec(body))
-            return b""
         if call == "make":
+            await self.make(queries.forwarded_spec(name, body, self._embedders))
             return b""
         return await answering.answer(self._hosted_for_another(name), call, body)
 
@@ -399,7 +406,7 @@ class Node:
     def relay(self, name: str, body: bytes, sink: Sink) -> Callable[[], Subscriber]:
         """Return what lets another node's copy of a room begin, after its greeting was written to `sink`."""
         hosted = self._hosted_for_another(name)
-        since, epoch = exchange.decode_relay(body)
+        since, epoch = exchange.relay_call(body)
         variant = Variant(name, MSGPACK, batch=True, relay=True)
         if epoch == hosted.epoch and since > hosted.room.head:
             raise Overloaded(f"this node is behind: collection {name!r} is at {hosted.room.head}", retry_after_s=1.0)

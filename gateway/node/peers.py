@@ -25,6 +25,7 @@ SILENCE_S = 75.0
 """A relay sends an empty frame now and then; one that sends nothing for so long is gone."""
 
 _CONNECT_S = 2.0
+_TOO_LARGE = 413
 _T = TypeVar("_T")
 _COPY = msgspec.msgpack.Decoder(Copy)
 
@@ -68,6 +69,8 @@ class PeerClient:
                 answer = await response.read()
                 if response.status == REFUSED:
                     raise PeerRefused(_decoded(url, answer, exchange.decode_failure))
+                if response.status == _TOO_LARGE:
+                    raise PeerRefused(Failure("too_large", f"{len(body)} bytes are more than a node takes at once"))
                 if response.status != 200 or response.headers.get(CHECKSUM) != str(zlib.crc32(answer)):
                     shown = answer[:200].decode(errors="replace")
                     raise PeerFailed(f"{url} answered {response.status}, {shown!r}")

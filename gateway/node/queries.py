@@ -15,7 +15,7 @@ from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.search import Query
 from gateway.engine.types import Metric, Spec, Vector
-from gateway.errors import HotindexError, InvalidArgument, NotFound
+from gateway.errors import HotindexError, InvalidArgument, InvalidMessage, NotFound
 from gateway.protocol import checks, messages
 
 _T = TypeVar("_T")
@@ -54,6 +54,22 @@ def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedd
         raise InvalidArgument("a collection needs a dimension or a model", field="dimension")
     checks.between(dimension, 1, vectors.MAX_DIMENSION, "dimension")
     return _graph(Spec(name, dimension, settings.metric or Metric.COSINE, settings.model), settings)
+
+
+def forwarded_spec(name: str, body: bytes, embedders: Mapping[str, Embedder]) -> Spec:
+    """Return the spec of a collection that another node asks to make. Raises InvalidMessage, InvalidArgument."""
+    checks.collection_name(name)
+    try:
+        settings = msgspec.msgpack.decode(body, type=CollectionSettings)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidMessage(f"make: {error}") from None
+    return spec(name, settings, embedders)
+
+
+def settings_of(spec: Spec) -> CollectionSettings:
+    """Return what makes a collection of this spec."""
+    fields = {field: getattr(spec, field) for field in CollectionSettings.__struct_fields__}
+    return CollectionSettings(**fields)
 
 
 def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:

@@ -6,8 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
+import structlog
 
 from gateway.engine.types import Spec
+from gateway.errors import HotindexError
+from gateway.protocol import checks
+
+log = structlog.get_logger(__name__)
 
 NODES = "hotindex:nodes"
 COLLECTIONS = "hotindex:{collections}:lives"
@@ -66,7 +71,16 @@ class Life:
 
 def lives(reply: Sequence[bytes]) -> dict[str, Life]:
     """Return the register of collections from an answer to HGETALL."""
-    return {name.decode(): Life.decode(value) for name, value in zip(reply[::2], reply[1::2], strict=True)}
+    found: dict[str, Life] = {}
+    for name, value in zip(reply[::2], reply[1::2], strict=True):
+        try:
+            checks.collection_name(name.decode())
+            life = Life.decode(value)
+        except (ValueError, HotindexError) as error:
+            log.warning("not_a_collection", name=repr(name), reason=str(error))
+        else:
+            found[life.spec.name] = life
+    return {name: life for name, life in found.items() if name.encode() in reply[::2]}
 
 
 class Neighbours:
@@ -93,7 +107,11 @@ class Neighbours:
             self._heard = {origin: (heard + away_s, said) for origin, (heard, said) in self._heard.items()}
         self._updated_s = now_s
         for _, age_ms, said in zip(reply[::3], reply[1::3], reply[2::3], strict=True):
-            heartbeat = _HEARTBEAT.decode(said)
+            try:
+                heartbeat = _HEARTBEAT.decode(said)
+            except msgspec.DecodeError as error:
+                log.warning("not_a_node", reason=str(error))
+                continue
             heard = now_s - int(age_ms) / 1000
             known = self._heard.get(heartbeat.origin)
             if known is None or known[0] < heard:

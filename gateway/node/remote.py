@@ -7,15 +7,18 @@ where the collection is hosted, and are forwarded a batch at a time, so that tho
 from __future__ import annotations
 
 import asyncio
+import itertools
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from gateway.engine import lives
 from gateway.engine.plan import WriteOutcome
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
-from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
+from gateway.errors import HotindexError, NotFound, Overloaded
 from gateway.faults import internal
 from gateway.ingest.commit import Bounds, Committer
 from gateway.node import exchange
@@ -53,11 +56,9 @@ class Calls:
         self._client = client
         self._hosts = hosts
 
-    async def call(
-        self, name: str, body: bytes, decode: Callable[[bytes], _T], *, repeatable: Callable[[], bool] = lambda: True
-    ) -> _T:
-        """Return a host's answer. Raises the error a host answers with; Overloaded where none can be reached, and
-        StorageUnavailable where one was that may have acted on what isn't `repeatable`.
+    async def call(self, name: str, body: bytes, decode: Callable[[bytes], _T]) -> _T:
+        """Return a host's answer; what is asked may be asked of several. Raises the error a host answers with, and
+        Overloaded where none can be reached.
         """
         reason = "none is known"
         lacking: HotindexError | None = None
@@ -73,10 +74,6 @@ class Calls:
                 self._hosts.failed(http)
                 reason = str(failed)
                 log.warning("host_failed", collection=self._collection, http=http, reason=reason)
-                if failed.in_doubt and not repeatable():
-                    raise StorageUnavailable(
-                        f"the node that hosts collection {self._collection!r} was lost with the write: it may be applied"
-                    ) from None
         if lacking is not None:
             raise lacking
         raise Overloaded(
@@ -103,8 +100,13 @@ class ForwardBus:
 
     def __init__(self, calls: Calls) -> None:
         self._calls = calls
+        self._names = (f"{secrets.token_hex(16)}-{n}" for n in itertools.count())
         self.fault: str | None = None
         self.gather_s = 0.0
+
+    def _name(self) -> str:
+        """Return an event id: a host that was silent may carry out later what another did when it was asked again."""
+        return next(self._names)
 
     async def start(self) -> None:
         pass
@@ -113,21 +115,12 @@ class ForwardBus:
         pass
 
     async def commit(self, writes: Sequence[Write]) -> Sequence[WriteOutcome]:
-        outcomes = await self._calls.call(
-            "commit",
-            exchange.encode_writes(writes),
-            exchange.decode_outcomes,
-            # Repeating what has been applied changes nothing more, unless it was to be applied to one version.
-            repeatable=lambda: not any(_conditional(write) for write in writes),
-        )
+        named = [write if write.event_id else msgspec.structs.replace(write, event_id=self._name()) for write in writes]
+        outcomes = await self._calls.call("commit", exchange.encode_writes(named), exchange.decode_outcomes)
         return [one.done if isinstance(one, exchange.Success) else exchange.error(one) for one in outcomes]
 
     async def probe(self) -> None:
         pass
-
-
-def _conditional(write: Write) -> bool:
-    return write.event_id is None and any(getattr(one, "if_version", None) is not None for one in write.operations)
 
 
 class Remote:
@@ -202,6 +195,10 @@ class Remote:
         began = False
         async for frame in self._calls.relay(self.room.head, self.epoch):
             if began:
+                if not exchange.is_relayed(frame):
+                    self.ended = True  # the room there is closed: the collection was dropped
+                    self.room.close()
+                    return
                 self._publish(exchange.decode_relayed(frame))
                 continue
             subscribed = exchange.decode_subscribed(frame)

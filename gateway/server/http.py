@@ -40,6 +40,7 @@ from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
 from gateway.server.streams import EventStream
 
 MAX_CHANGES = 10_000
+_PEER_FACTOR = 4
 
 _MSGPACK_TYPE = "application/msgpack"
 _STATUS = {
@@ -116,6 +117,7 @@ class HttpServer:
         self._node = node
         self._metrics = metrics
         self._max_streams = max_streams
+        self._message_bytes = message_bytes
         self._ping_interval_s = ping_interval_s
         self._streams: dict[EventStream, asyncio.Task[Any] | None] = {}
         self._keepalive: asyncio.Task[None] | None = None
@@ -208,7 +210,8 @@ class HttpServer:
     async def _answer_peer(self, request: web.Request) -> web.StreamResponse:
         """Answer another node."""
         name, call = request.match_info["collection"], request.match_info["call"]
-        body = await request.read()
+        # What a client sends may be longer in the form in which nodes pass it on.
+        body = await request.clone(client_max_size=_PEER_FACTOR * self._message_bytes).read()
         try:
             if call == "relay":
                 return await self._relay(request, name, body)

@@ -70,11 +70,17 @@ class Nodes:
         self._options = options
         self._lives = 0
         self.members: dict[str, Member] = {}
+        self.gone: set[str] = set()
+        """Epochs that were dropped."""
+
         self.away = 0
         """Nodes that are expected to say what they hold, and don't."""
 
     def expected(self, collection: str) -> int:
         return len(self.members) + self.away
+
+    async def dropped(self, epoch: str) -> bool:
+        return epoch in self.gone
 
     async def copies(self, collection: str, epoch: str, term: int, after: int) -> AsyncIterator[Copy]:
         source = max(self.members.values(), key=lambda member: member.collection.index_version)

@@ -107,15 +107,14 @@ async def test_what_was_not_confirmed_leaves_nothing_behind(server: RedisServer)
     async with Proxy(server.port) as proxy, linked(f"redis://{HOST}:{proxy.port}", 0.3) as link, listening(link) as ear:
         await ear.subscriptions.subscribe("first")
         proxy.silence()
-        with pytest.raises(LinkLost, match="not confirmed"):
-            await ear.subscriptions.subscribe("late")
         cancelled = asyncio.create_task(ear.subscriptions.subscribe("cancelled"))
         while not listeners(server, "cancelled"):
             await asyncio.sleep(0.01)
         cancelled.cancel()
         await asyncio.wait([cancelled])
+        with pytest.raises(LinkLost, match="not confirmed"):
+            await ear.subscriptions.subscribe("late")
         await proxy.resume()
-        await ear.subscriptions.restart()
         await ear.count("resubscribed")
         assert {name: listeners(server, name) for name in ("first", "late", "cancelled")} == {
             "first": 1,
