@@ -105,6 +105,8 @@ class SharedBus:
         self._paced_until = 0.0
         self._pause_s = _FIRST_PAUSE_S
         self._audited = 0
+        self._refusal: str | None = None
+        """Why the last proposal failed, if it did, which all else may not show."""
         self._limit: asyncio.Timeout | None = None
         self._page = _FIRST_PAGE
         self._task: asyncio.Task[None] | None = None
@@ -221,7 +223,7 @@ class SharedBus:
                 await self._fill()
             else:
                 if not self._ready.is_set():
-                    self.fault = None
+                    self.fault = self._refusal
                     self._ready.set()
                     self._pause_s = _FIRST_PAUSE_S
                     log.info("following", collection=self._name, index_version=self.position, term=follower.term)
@@ -437,9 +439,11 @@ class SharedBus:
         try:
             ended = await self._propose(some, prepared, placed) if placed else {}
         except (LinkLost, LinkRefused) as error:
+            self._refusal = str(error)
             self._note(str(error))
             self.distrust()
             return
+        self.fault = self._refusal = None
         for j, outcome in enumerate(prepared.outcomes):
             if j in ended:
                 outcomes[left[j]] = ended[j]

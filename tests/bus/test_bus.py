@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from gateway.bus.agreement import Keys
 from gateway.bus.shared import SharedOptions
 from gateway.engine.types import Done, Patch, Remove, Status, Write
 from gateway.errors import Conflict, InvalidArgument, NotFound, StorageUnavailable
+from tests.bus.links import linked
 from tests.bus.nodes import Member, Nodes, alone
 from tests.engine.support import put, write
 from tests.redis_servers import RedisServer
@@ -260,3 +262,77 @@ async def test_the_furthest_node_decides_where_an_emptied_redis_goes_on(redis: R
         assert isinstance(done, Done)
         assert done.index_version == 6
         await nodes.level()
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"",
+        b"no header",
+        b"{epoch} {term} {next} {next}\n\x90",
+        b"{epoch} {term} {next} 1000000000000000000\n\x90",
+        b"{epoch} {term} {next} {next}\n\xc1",
+        b"{epoch} 999 5 1\n\x90",
+    ],
+)
+async def test_rubbish_on_the_channel_stops_nobody(
+    redis: RedisServer, nodes: Nodes, pair: tuple[Member, Member], rubbish: bytes
+) -> None:
+    a, b = pair
+    await a.ended(write(put("x", 1, 2, 3, 4)))
+    await nodes.level()
+    facts = {"epoch": a.collection.epoch, "term": a.collection.writer.term, "next": a.collection.index_version + 1}
+    for name, value in facts.items():
+        rubbish = rubbish.replace(b"{%s}" % name.encode(), str(value).encode())
+    async with linked(redis.url) as link:
+        await link.command("PUBLISH", Keys.of("things").channel, rubbish)
+    (done,) = await b.ended(write(put("y", 1, 2, 3, 4)))
+    assert isinstance(done, Done)
+    await nodes.level()
+
+
+async def test_without_knowing_what_was_written_last_nothing_is_given_a_place_beside_it(
+    redis: RedisServer, nodes: Nodes, pair: tuple[Member, Member]
+) -> None:
+    a, b = pair
+    await a.ended(write(put("x", 1, 2, 3, 4)))
+    for version in range(1, 30):
+        await nodes.level()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(asyncio.to_thread(redis.cli, "DEL", Keys.of("things").recent))
+            races = [
+                group.create_task(one.ended(write(put("x", version, i, 0, 0, if_version=version))))
+                for i, one in enumerate((a, b))
+            ]
+        kinds = sorted(type(race.result()[0]).__name__ for race in races)
+        assert kinds == ["Conflict", "Done"]
+
+
+async def test_what_redis_refuses_is_refused_as_retryable(redis: RedisServer, tmp_path: Path) -> None:
+    redis.flushall()
+    nodes = Nodes(tmp_path, redis.url, SharedOptions("", wait_s=0.5, settle_s=0.3))
+    async with nodes.member("a") as a, nodes.member("b"):
+        await a.ended(write(put("x", 1, 2, 3, 4)))
+        redis.cli("DEL", Keys.of("things").recent)
+        redis.cli("SET", Keys.of("things").recent, "no sorted set")
+        (refused,) = await a.ended(write(put("y", 1, 2, 3, 4)))
+        assert isinstance(refused, StorageUnavailable)
+        assert "WRONGTYPE" in refused.message
+        redis.cli("DEL", Keys.of("things").recent)
+        while isinstance((await a.ended(write(put("z", 1, 2, 3, 4))))[0], StorageUnavailable):
+            pass
+        await nodes.level()
+
+
+async def test_what_a_dropped_life_left_in_redis_goes(redis: RedisServer, nodes: Nodes) -> None:
+    """A node that hasn't heard of a drop puts the old life's state back: the new one found it there, and stood still."""
+    redis.flushall()
+    keys, old = Keys.of("things"), "d" * 32
+    nodes.gone.add(old)
+    redis.cli("HSET", keys.state, "epoch", old, "head", 7, "floor", 7, "term", 3, "starts", "3:7 ")
+    run = next(line for line in redis.cli("INFO", "server").splitlines() if line.startswith("run_id:"))
+    redis.cli("HSET", keys.state, "run", run.partition(":")[2].strip())
+    async with nodes.member("a") as a:
+        (done,) = await a.ended(write(put("x", 1, 2, 3, 4)))
+        assert isinstance(done, Done)
+        assert done.index_version == 1

@@ -6,12 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from gateway.app import Gateway
@@ -318,3 +320,84 @@ async def test_the_command_lists_nodes(fleet: Fleet) -> None:
             lines = done.stdout.splitlines()
             assert lines[-1].startswith(expected)
             assert a.ws in lines[-1]
+
+
+async def test_a_collection_dropped_and_made_again_in_turns_is_one_in_the_end(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+        for i in range(12):
+            await until(at_a, "ack", action="upsert", collection="m", id=f"d{i}", vector=[1, 2])
+            await at_b.send({"action": "patch", "collection": "m", "id": f"d{i}", "changes": {"x": 1}})
+            await ask(a, "/v1/collections/m", "DELETE")
+        await until(at_a, "ack", action="upsert", collection="m", id="last", vector=[1, 2])
+        await until(at_b, "ack", action="upsert", collection="m", id="last", vector=[1, 3])
+        await level(a, b)
+
+
+async def test_a_forwarded_batch_that_comes_twice_is_applied_once(fleet: Fleet) -> None:
+    """A host that was frozen carries out what it was asked to long after another host did."""
+    async with edged(fleet, hosts=1) as ((host,), edge, socket):
+        await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        bodies: list[bytes] = []
+        answer = host.node.answer
+
+        async def noted(name: str, call: str, body: bytes) -> bytes:
+            bodies.extend([body] if call == "commit" else [])
+            return await answer(name, call, body)
+
+        host.node.answer = noted  # type: ignore[method-assign]
+        for n in (1, 2):
+            await socket.reply(action="patch", collection="m", id="x", changes={"n": n})
+        await answer("m", "commit", bodies[0])
+        assert (await socket.reply(action="get", collection="m", id="x"))["metadata"] == {"n": 2}
+        assert edge.node.holdings() == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/v1/peer/m/commit", b"\xc1", "invalid_message"),
+        ("/v1/peer/m/relay", b"rubbish", "invalid_message"),
+        ("/v1/peer/m/copy", msgpack.packb({"epoch": "e", "term": 1, "origin": -1, "after": 0}), "invalid_message"),
+        ("/v1/peer/m/commit", msgpack.packb([[[["p", "x", b"abc"]], False, None, 0, 0, None]]), "invalid_vector"),
+        ("/v1/peer/m/commit", msgpack.packb([[[["p", ""]], False, None, 0, 0, None]]), "invalid_argument"),
+        ("/v1/peer/m/commit", msgpack.packb([[[["x", "x"]], False, None, 0, 0, None]]), "invalid_message"),
+        ("/v1/peer/m/fly", b"", "not_found"),
+        ("/v1/peer/..%2F..%2Fevil/make", msgpack.packb({"dimension": 2}), "invalid_argument"),
+        ("/v1/peer/n/make", msgpack.packb({"dimension": -1}), "invalid_argument"),
+        ("/v1/peer/n/make", msgpack.packb({"name": "../n", "dimension": 2}), "invalid_message"),
+    ],
+)
+async def test_what_a_peer_sends_is_checked(fleet: Fleet, path: str, body: bytes, code: str) -> None:
+    async with fleet.node("a") as (a, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+
+        def answer() -> tuple[int, bytes]:
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(urllib.request.Request(f"{a.http}{path}", body, method="POST"))
+            with refused.value as error:
+                return error.code, error.read()
+
+        status, failure = await asyncio.to_thread(answer)
+        assert (status, msgpack.unpackb(failure)["code"]) == (422, code)
+        assert list(a.node.holdings()) == ["m"]
+
+
+async def test_collections_that_are_left_to_others_keep_their_folder(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        async with fleet.node("b") as (b, at_b):
+            while "m" not in b.node.holdings():
+                await asyncio.sleep(0.01)
+        async with fleet.node("b", collections="other") as (b, at_b):
+            await until(at_b, "document", action="get", collection="m", id="x")
+            assert b.node.holdings() == {}
+            refused = await at_b.reply(action="search", collection="m", vector=[1, 2, 3])
+            assert refused["code"] == "invalid_vector"
+        assert a.node.holdings()
+
+
+@pytest.mark.parametrize("collections", [",", "a,../b", "bad name"])
+async def test_collections_to_host_have_valid_names(fleet: Fleet, collections: str) -> None:
+    with pytest.raises(StartupError, match="collections"):
+        async with fleet.node("a", collections=collections):
+            pass
