@@ -79,7 +79,7 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
         commands_per_s=settings.max_commands_per_s,
     )
     with locked(settings.data_dir) as directory:
-        cluster = _cluster(settings)
+        cluster = _cluster(settings, metrics)
         embedders = {embedder.name: embedder}
         node = Node(directory, embedders, _options(settings, embedder.name), metrics, now_us, checksum, cluster)
         websockets = WebSocketServer(node, metrics, limits, settings.max_connections, settings.ping_interval_s, now_us)
@@ -105,13 +105,14 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
             await cluster.close()
 
 
-def _cluster(settings: Settings) -> Cluster:
+def _cluster(settings: Settings, metrics: Metrics) -> Cluster:
     if not settings.redis_url:
         return SingleNode()
     origin = f"{settings.node}-{secrets.token_hex(8)}"
     shared = SharedOptions(origin, settings.write_wait_s, settings.settle_s, settings.stream_changes)
     options = ClusterOptions(settings.node, shared, collections=_hosted(settings))
     link = Link(settings.redis_url, timeout_s=settings.redis_timeout_s)
+    metrics.watch_redis(lambda: link.commands_sent)
     return SharedCluster(link, PeerClient(_PEER_TIMEOUT_S), options, random.random)
 
 

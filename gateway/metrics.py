@@ -67,6 +67,11 @@ class Metrics:
             counter = self._commands_by[command, outcome] = self._commands.labels(command, outcome)
         counter.inc()
 
+    def watch_redis(self, commands: Callable[[], int]) -> None:
+        """Tell where the count of commands sent to Redis comes from."""
+        gauge = Gauge("hotindex_redis_commands", "Commands sent to Redis since the start", registry=self.registry)
+        gauge.set_function(commands)
+
     def watch(self, states: Callable[[], Iterable[CollectionState]]) -> None:
         self.registry.register(_Collections(states))
 

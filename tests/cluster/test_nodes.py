@@ -202,6 +202,21 @@ async def test_nodes_are_listed_with_their_lag(fleet: Fleet) -> None:
         assert [node["name"] for node in (await ask(c, "/v1/nodes"))["nodes"]] == ["c"]
 
 
+async def test_metrics_tell_of_redis_and_of_writes(fleet: Fleet) -> None:
+    async with fleet.node("a") as (a, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+
+        def metrics() -> str:
+            with urllib.request.urlopen(f"{a.http}/metrics") as response:
+                text: str = response.read().decode()
+            return text
+
+        text = await asyncio.to_thread(metrics)
+        assert 'hotindex_writable{collection="m"} 1.0' in text
+        (sent,) = [float(line.split()[1]) for line in text.splitlines() if line.startswith("hotindex_redis_commands ")]
+        assert sent > 1
+
+
 async def test_a_wrong_password_keeps_a_node_from_starting(fleet: Fleet, redis: RedisServer) -> None:
     wrong = redis.url.replace("redis://", "redis://:wrong@")
     with pytest.raises(StartupError, match="redis_url"):
