@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -85,3 +85,27 @@ async def read_state(link: Link, keys: Keys) -> State | None:
 async def forget(link: Link, keys: Keys, epoch: str) -> None:
     """Take a life that was dropped out of Redis. Raises LinkLost, LinkRefused."""
     await link.run(scripts.FORGET, [keys.state, keys.log, keys.recent, keys.claims], [epoch])
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a node says it holds, when Redis has lost the order."""
+
+    origin: str
+    index_version: int
+    term: int
+    starts: Sequence[tuple[int, int]]
+
+
+async def restore(link: Link, keys: Keys, epoch: str, claim: Claim, expected: int, settle_s: float) -> bool:
+    """Say what a node holds; tell whether the order goes on, which it does once `expected` nodes have said so, or after
+    `settle_s`. Raises LinkLost, LinkRefused.
+    """
+    starts = "".join(f"{term}:{start} " for term, start in claim.starts)
+    reply = await link.run(
+        scripts.RESTORE,
+        [keys.state, keys.log, keys.recent, keys.claims],
+        [epoch, expected, int(settle_s * 1000), claim.origin, claim.index_version, claim.term, starts],
+    )
+    done: bool = reply[0] == b"done"
+    return done

@@ -6,6 +6,8 @@ came too late is prepared again once this node has caught up with what came befo
 
 A proposal whose answer is lost may have been given its place or not. It is known again by origin and number when it comes
 round; proposed once more, at most one of the two is let through, for both write to the same documents.
+
+Following and proposing are in one file, for they share what this node knows of the order.
 """
 
 from __future__ import annotations
@@ -22,10 +24,11 @@ from typing import TypeVar
 import structlog
 
 from gateway.bus import batches, scripts
-from gateway.bus.agreement import Diverged, Keys, NoPeer, Peers, State, forget, read_state
+from gateway.bus.agreement import Claim, Diverged, Keys, NoPeer, Peers, State, forget, read_state, restore
 from gateway.bus.bus import Listener
 from gateway.bus.follower import Follower
 from gateway.bus.link import Link, LinkLost, LinkRefused
+from gateway.bus.stream import Stream
 from gateway.engine.collection import Collection
 from gateway.engine.plan import HeldBack, WriteOutcome
 from gateway.engine.replay import Prepared, Sequenced
@@ -36,10 +39,6 @@ from gateway.faults import internal
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
-_FIRST_PAGE, _LARGEST_PAGE = 16, 512
-_PAGE_BYTES = 2 << 20
-"""Batches read from the stream at a time, and about how many bytes of them."""
-
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _PAUSES_TO_SETTLE = 4
 """Who is away for a moment must be back before the others go on without what it has."""
@@ -108,7 +107,7 @@ class SharedBus:
         self._refusal: str | None = None
         """Why the last proposal failed, if it did, which all else may not show."""
         self._limit: asyncio.Timeout | None = None
-        self._page = _FIRST_PAGE
+        self._stream = Stream(link, self.keys.log)
         self._task: asyncio.Task[None] | None = None
         self.fault: str | None = "it has not heard of the other nodes yet"
 
@@ -272,12 +271,9 @@ class SharedBus:
                 follower.stale = True
                 return
             claimed = True
-            starts = "".join(f"{term}:{start} " for term, start in follower.starts)
-            claim = (self._options.origin, self.position, self._writer.term, starts)
-            args = (follower.epoch, self._peers.expected(self._name), int(self._options.settle_s * 1000), *claim)
-            keys = (self.keys.state, self.keys.log, self.keys.recent, self.keys.claims)
-            reply = await self._link.run(scripts.RESTORE, keys, args)
-            if reply[0] != b"done":
+            claim = Claim(self._options.origin, self.position, self._writer.term, follower.starts)
+            expected = self._peers.expected(self._name)
+            if not await restore(self._link, self.keys, follower.epoch, claim, expected, self._options.settle_s):
                 await asyncio.sleep(_CLAIM_PAUSE_S)
         # Up to where a term began that only one side knows of, both have the same.
         apart = [(start, term) for term, start in {*follower.starts} ^ {*state.starts}]
@@ -323,7 +319,7 @@ class SharedBus:
         """Read what is missing from the stream."""
         follower = self._follower
         follower.hole = False
-        entries, more = await self._entries()
+        entries, more = await self._stream.after(self._follower.position)
         if not entries:
             state = await self._state()
             if state is None or state.term != follower.term:
@@ -332,7 +328,7 @@ class SharedBus:
             if state.head <= follower.position:
                 return
             # It may have got its place just now.
-            entries, more = await self._entries()
+            entries, more = await self._stream.after(self._follower.position)
         if not entries or (
             entries[0][0].term <= follower.term and entries[0][0].first_index_version > follower.position + 1
         ):
@@ -348,23 +344,6 @@ class SharedBus:
             return
         if more:
             follower.hole = True
-
-    async def _entries(self) -> tuple[list[tuple[batches.Header, memoryview]], bool]:
-        """Return a page of what the stream has after this node's position, and whether there may be more."""
-        page = self._page
-        start = f"({self._follower.position}-0"
-        found = await self._link.command("XRANGE", self.keys.log, start, "+", "COUNT", page)
-        size_bytes = sum(len(message) for _, (_, message) in found)
-        self._page = max(1, page // 4) if size_bytes > _PAGE_BYTES else min(_LARGEST_PAGE, 2 * page)
-        entries: list[tuple[batches.Header, memoryview]] = []
-        for entry_id, (_, message) in found:
-            try:
-                entries.append(batches.decode_header(message))
-            except ValueError as error:
-                # What comes after it can't be trusted to come next.
-                log.warning("no_batch", collection=self._name, entry=entry_id.decode(), reason=str(error))
-                return entries, False
-        return entries, len(found) == page
 
     async def _catch_up(self) -> None:
         """Take over the net change from another node."""
