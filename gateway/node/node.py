@@ -265,6 +265,8 @@ class Node:
 
     async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
         old = self.hosted(name)
+        if old.collection.epoch != state.epoch:
+            return  # dropped and made again meanwhile
         position = old.collection.index_version
         life = Life(state.epoch, old.collection.spec)
         # Positions of subscribers up to here may name other changes now: they start over.

@@ -26,6 +26,10 @@ SILENCE_S = 75.0
 
 _CONNECT_S = 2.0
 _TOO_LARGE = 413
+_READS = frozenset({"info", "get", "search"})
+_AT_ONCE = aiohttp.ClientTimeout(total=5.0, sock_connect=_CONNECT_S)
+"""For what somebody waits for, and another node can answer as well."""
+
 _T = TypeVar("_T")
 _COPY = msgspec.msgpack.Decoder(Copy)
 
@@ -64,8 +68,9 @@ class PeerClient:
     async def call(self, http: str, collection: str, name: str, body: bytes) -> bytes:
         """Return what a node answers. Raises PeerFailed, PeerRefused."""
         url = f"{http}{PATH}/{collection}/{name}"
+        timeout = _AT_ONCE if name in _READS else self._timeout
         with _failures(url):
-            async with self._opened().post(url, data=body) as response:
+            async with self._opened().post(url, data=body, timeout=timeout) as response:
                 answer = await response.read()
                 if response.status == REFUSED:
                     raise PeerRefused(_decoded(url, answer, exchange.decode_failure))
