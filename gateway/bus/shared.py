@@ -105,7 +105,7 @@ class SharedBus:
         self._pause_s = _FIRST_PAUSE_S
         self._audited = 0
         self._refusal: str | None = None
-        """Why the last proposal failed, if it did, which all else may not show."""
+        """Why Redis refused a proposal lately, if it did: all else may not show it."""
         self._limit: asyncio.Timeout | None = None
         self._stream = Stream(link, self.keys.log)
         self._task: asyncio.Task[None] | None = None
@@ -173,6 +173,9 @@ class SharedBus:
         if not self._ready.is_set():
             self._audited = 0
             return False
+        if self._refusal is not None:
+            # Whether it still holds, the next write tells.
+            self.fault = self._refusal = None
         missed = self._follower.position < self._audited
         state = await read_state(self._link, self.keys)
         if state is None or state.term != self._follower.term:
@@ -418,7 +421,7 @@ class SharedBus:
         try:
             ended = await self._propose(some, prepared, placed) if placed else {}
         except (LinkLost, LinkRefused) as error:
-            self._refusal = str(error)
+            self._refusal = str(error) if isinstance(error, LinkRefused) else None
             self._note(str(error))
             self.distrust()
             return
