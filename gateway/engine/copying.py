@@ -8,10 +8,11 @@ from pathlib import Path
 
 from gateway.engine import database, lineage
 from gateway.engine.lineage import Lineage
+from gateway.engine.lives import Starts
 from gateway.engine.merge import BuildText
 from gateway.engine.plan import Turnover
 from gateway.engine.replay import Copy
-from gateway.engine.store import STORE_FILE, Starts, Store
+from gateway.engine.store import STORE_FILE, Store
 from gateway.engine.types import Spec
 from gateway.engine.writer import Writer
 from gateway.errors import StorageUnavailable

@@ -8,11 +8,11 @@ to where that term began; one beyond may name changes that nobody else has had. 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from typing import TypeAlias
 
 _TERM = re.compile("[0-9]{0,20}")
-Starts = Sequence[tuple[int, int]]
-"""Terms, and the index_versions they began after."""
+Starts: TypeAlias = tuple[tuple[int, int], ...]
+"""Terms, oldest first, with the index_versions they began after."""
 
 
 def epoch(life: str, starts: Starts) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
 from gateway.engine import database
 from gateway.engine.database import DOCUMENT, storage_errors, transaction
+from gateway.engine.lives import Starts
 from gateway.engine.merge import Stored
 from gateway.engine.plan import Plan, Turnover
 from gateway.engine.reader import Reader
@@ -39,10 +40,6 @@ UPDATE documents SET version = ?, index_version = ?, created = ?, vector_version
     metadata = ?, content = ?, vector_crc = ?
 WHERE key = ?
 """
-
-
-Starts: TypeAlias = tuple[tuple[int, int], ...]
-"""Terms, oldest first, with the index_versions they began after."""
 
 
 class Store:

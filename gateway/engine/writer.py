@@ -11,10 +11,11 @@ from typing import Protocol
 import msgspec
 
 from gateway.engine import replay
+from gateway.engine.lives import Starts
 from gateway.engine.merge import BuildText, Stored
 from gateway.engine.plan import Plan, Planner, Turnover, WriteOutcome
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
-from gateway.engine.store import Starts, Store
+from gateway.engine.store import Store
 from gateway.engine.types import Applied, Done, Put, Write
 
 

@@ -118,7 +118,6 @@ decode_found = msgspec.msgpack.Decoder(Found).decode
 decode_changes = msgspec.msgpack.Decoder(ChangesCall).decode
 decode_copy = msgspec.msgpack.Decoder(CopyCall).decode
 decode_relay = msgspec.msgpack.Decoder(tuple[Position, str]).decode
-decode_spec = msgspec.msgpack.Decoder(Spec).decode
 decode_page = msgspec.msgpack.Decoder(Page).decode
 decode_subscribed = msgspec.msgpack.Decoder(messages.Subscribed).decode
 decode_relayed = msgspec.msgpack.Decoder(list[Change | BatchComplete]).decode

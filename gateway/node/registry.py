@@ -72,15 +72,18 @@ class Life:
 def lives(reply: Sequence[bytes]) -> dict[str, Life]:
     """Return the register of collections from an answer to HGETALL."""
     found: dict[str, Life] = {}
-    for name, value in zip(reply[::2], reply[1::2], strict=True):
+    for key, value in zip(reply[::2], reply[1::2], strict=True):
         try:
-            checks.collection_name(name.decode())
-            life = Life.decode(value)
+            name, life = key.decode(), Life.decode(value)
+            checks.collection_name(name)
         except (ValueError, HotindexError) as error:
-            log.warning("not_a_collection", name=repr(name), reason=str(error))
+            log.warning("not_a_collection", name=repr(key), reason=str(error))
+            continue
+        if life.spec.name == name:
+            found[name] = life
         else:
-            found[life.spec.name] = life
-    return {name: life for name, life in found.items() if name.encode() in reply[::2]}
+            log.warning("not_a_collection", name=name, reason=f"it says it is {life.spec.name!r}")
+    return found
 
 
 class Neighbours:

@@ -136,7 +136,6 @@ class Remote:
         metric = info.spec.metric
         self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
         self.committer = Committer(self.name, None, ForwardBus(calls), bounds, lambda: 0.0, observe_s)
-        self._began = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.ended = False
         """Whether the collection is another one by now, or none: this is to be closed, and opened anew."""
