@@ -11,7 +11,7 @@ HotindexError
 ├── TooLarge                too_large
 ├── RateLimited             rate_limited          retry_after_s
 ├── Overloaded              overloaded            retry_after_s
-├── EmbeddingUnavailable    embedding_unavailable
+├── EmbeddingUnavailable    embedding_unavailable retry_after_s, where it is known
 ├── StorageUnavailable      storage_unavailable
 ├── Unauthorized            unauthorized
 ├── Forbidden               forbidden
@@ -95,6 +95,10 @@ class Overloaded(_TryLater):
 class EmbeddingUnavailable(HotindexError):
     code = "embedding_unavailable"
     retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None, field: str | None = None) -> None:
+        super().__init__(message, field=field)
+        self.retry_after_s = retry_after_s
 
 
 class StorageUnavailable(HotindexError):

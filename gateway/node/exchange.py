@@ -71,7 +71,7 @@ class Failure(msgspec.Struct, frozen=True, tag="failure"):
     message: str
     field: str | None = None
     version: int | None = None
-    retry_after_s: float = 0.0
+    retry_after_s: float | None = None
 
 
 class Success(msgspec.Struct, frozen=True, tag="success"):
@@ -200,7 +200,7 @@ def failure(error: HotindexError) -> Failure:
         error.message,
         error.field,
         getattr(error, "version", None),
-        getattr(error, "retry_after_s", 0.0),
+        getattr(error, "retry_after_s", None),
     )
 
 
@@ -210,7 +210,9 @@ def error(failure: Failure) -> HotindexError:
     if kind is errors.Conflict:
         return errors.Conflict(failure.message, version=failure.version, field=failure.field)
     if kind in (errors.Overloaded, errors.RateLimited):
-        return errors.Overloaded(failure.message, retry_after_s=failure.retry_after_s, field=failure.field)
+        return errors.Overloaded(failure.message, retry_after_s=failure.retry_after_s or 0.0, field=failure.field)
+    if kind is errors.EmbeddingUnavailable:
+        return kind(failure.message, retry_after_s=failure.retry_after_s, field=failure.field)
     if kind is None or kind is errors.Internal:
         return errors.Internal(failure.message.rpartition(" ")[2])
     return kind(failure.message, field=failure.field)

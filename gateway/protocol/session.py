@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 import msgspec
 
-from gateway.errors import Conflict, HotindexError, Internal, InvalidArgument, Overloaded, RateLimited, TooLarge
+from gateway.errors import Conflict, HotindexError, Internal, InvalidArgument, RateLimited, TooLarge
 from gateway.protocol import messages
 from gateway.protocol.codec import Codec, Rejected
 from gateway.protocol.messages import Command, Message, Ref
@@ -181,6 +181,6 @@ def error_message(error: HotindexError) -> messages.ErrorMessage:
         retryable=error.retryable,
         field=error.field,
         version=error.version if isinstance(error, Conflict) else None,
-        retry_after_s=error.retry_after_s if isinstance(error, RateLimited | Overloaded) else None,
+        retry_after_s=getattr(error, "retry_after_s", None),
         id=error.incident if isinstance(error, Internal) else None,
     )

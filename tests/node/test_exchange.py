@@ -52,6 +52,8 @@ def test_writes_are_forwarded_whole() -> None:
         InvalidVector("v", field="vector"),
         NotFound("n", field="id"),
         Overloaded("o", retry_after_s=2.5, field="f"),
+        errors.EmbeddingUnavailable("e", retry_after_s=1.5),
+        errors.EmbeddingUnavailable("e"),
         StorageUnavailable("s"),
         errors.Internal("abc"),
     ],
