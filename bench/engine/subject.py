@@ -15,7 +15,6 @@ import numpy as np
 
 from bench.engine.data import Matrix
 from gateway.app import tune_interpreter
-from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.search import Query
@@ -63,8 +62,8 @@ async def service(folder: Path, spec: Spec) -> AsyncIterator[Hosted]:
 
 def _open(folder: Path, spec: Spec) -> Collection:
     if folder.exists():
-        return Collection(folder, build_text, _now_us, 300.0)
-    return Collection.create(folder, spec, build_text, _now_us, 300.0)
+        return Collection(folder, _now_us, 300.0)
+    return Collection.create(folder, spec, _now_us, 300.0)
 
 
 async def write(hosted: Hosted, operations: Iterable[Operation]) -> float:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hotindex import Ack, Client, Document, Results, Update
 
 from gateway.demo import data
-from gateway.embed.text import build_text
+from gateway.engine.text import build_text
 
 COLLECTION = "movies"
 

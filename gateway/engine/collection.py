@@ -23,7 +23,6 @@ from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.graph import Graph
 from gateway.engine.index import Found, Index
 from gateway.engine.lineage import Lineage
-from gateway.engine.merge import BuildText
 from gateway.engine.reader import Reader, Readers
 from gateway.engine.rebuild import Rebuild
 from gateway.engine.replay import Copy
@@ -75,7 +74,6 @@ class Collection:
     def __init__(
         self,
         directory: Path,
-        build_text: BuildText,
         now: Callable[[], int],
         idempotency_window_s: float,
         checksum: Checksum = checksum,
@@ -95,7 +93,7 @@ class Collection:
         self._snapshot_version = -1
         self._wasteful = False
         self._index = self._recover(checksum)
-        self.writer = Writer(self._store, self._index, build_text, now, self._window_us)
+        self.writer = Writer(self._store, self._index, now, self._window_us)
         self._searcher = Searcher(self._store, self._index, self._readers, self.writer.applying)
 
     @classmethod
@@ -103,7 +101,6 @@ class Collection:
         cls,
         directory: Path,
         spec: Spec,
-        build_text: BuildText,
         now: Callable[[], int],
         idempotency_window_s: float,
         epoch: str | None = None,
@@ -121,7 +118,7 @@ class Collection:
         except OSError as error:
             raise StorageUnavailable(f"can't create collection {spec.name!r}: {error}") from error
         try:
-            return cls(directory, build_text, now, idempotency_window_s)
+            return cls(directory, now, idempotency_window_s)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise

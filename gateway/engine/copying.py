@@ -9,7 +9,6 @@ from pathlib import Path
 from gateway.engine import database, lineage
 from gateway.engine.lineage import Lineage
 from gateway.engine.lives import Starts
-from gateway.engine.merge import BuildText
 from gateway.engine.plan import Turnover
 from gateway.engine.replay import Copy
 from gateway.engine.store import STORE_FILE, Store
@@ -28,7 +27,7 @@ class _NoIndex:
 class Copying:
     """Methods block, belong to one thread at a time, and raise StorageUnavailable."""
 
-    def __init__(self, directory: Path, spec: Spec, epoch: str, build_text: BuildText, now: Callable[[], int]) -> None:
+    def __init__(self, directory: Path, spec: Spec, epoch: str, now: Callable[[], int]) -> None:
         """Begin with nothing in `directory`; what is there goes."""
         self._directory = directory
         try:
@@ -38,7 +37,7 @@ class Copying:
             raise StorageUnavailable(f"can't copy collection {spec.name!r}: {error}") from error
         database.create(directory / STORE_FILE, spec, epoch)
         self._store = Store(directory / STORE_FILE)
-        self._writer = Writer(self._store, _NoIndex(), build_text, now, 0)
+        self._writer = Writer(self._store, _NoIndex(), now, 0)
 
     @property
     def index_version(self) -> int:

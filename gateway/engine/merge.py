@@ -6,17 +6,15 @@ is renewed when the content changes, and an embedding of text fields when the te
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
 
+from gateway.engine.text import build_text
 from gateway.engine.types import Document, Metadata, Operation, Patch, Put, Remove, Source, Spec, Vector
 from gateway.errors import Conflict, InvalidArgument, NotFound
 from gateway.protocol import checks
-
-BuildText = Callable[[Metadata], str]
-"""Makes the text to embed from metadata; empty where the metadata has none of the text fields."""
 
 
 class Stored(msgspec.Struct, frozen=True):
@@ -63,9 +61,7 @@ class NeedsVector:
 Outcome = Draft | Deletion | Unchanged | Missing | NeedsVector
 
 
-def merge(
-    operation: Operation, stored: Stored | None, spec: Spec, build_text: BuildText, vectors: Mapping[str, Vector]
-) -> Outcome:
+def merge(operation: Operation, stored: Stored | None, spec: Spec, vectors: Mapping[str, Vector]) -> Outcome:
     """Return what `operation` makes of `stored`.
 
     `vectors` holds the texts embedded so far. Raises Conflict (`if_version` differs), NotFound (patch of a document
@@ -80,7 +76,7 @@ def merge(
             raise NotFound(f"no document {operation.id!r} in collection {spec.name!r}", field="id")
         merged = patched(msgspec.json.decode(live.document.metadata), operation.changes)
         operation = Put(operation.id, content=operation.content, metadata=merged)
-    return _put(operation, live, spec, build_text, vectors)
+    return _put(operation, live, spec, vectors)
 
 
 def patched(metadata: Metadata, changes: Metadata) -> Metadata:
@@ -107,14 +103,12 @@ def _check_version(operation: Put | Patch, live: Stored | None) -> None:
         )
 
 
-def _put(
-    put: Put, live: Stored | None, spec: Spec, build_text: BuildText, vectors: Mapping[str, Vector]
-) -> Draft | Unchanged | NeedsVector:
+def _put(put: Put, live: Stored | None, spec: Spec, vectors: Mapping[str, Vector]) -> Draft | Unchanged | NeedsVector:
     old = live.document if live else None
     metadata = old.metadata if old else "{}"
     if put.metadata is not None:
         metadata = msgspec.json.encode(put.metadata).decode()
-    source, content, text = _text(put, old, metadata, spec, build_text)
+    source, content, text = _text(put, old, metadata, spec)
     checks.document_bytes(len(metadata.encode()) + len((content or "").encode()), put.id)
     vector: bytes | None = None
     if put.vector is not None:
@@ -130,9 +124,7 @@ def _put(
     return Draft(source, metadata, content, vector)
 
 
-def _text(
-    put: Put, old: Document | None, metadata: str, spec: Spec, build_text: BuildText
-) -> tuple[Source, str | None, str | None]:
+def _text(put: Put, old: Document | None, metadata: str, spec: Spec) -> tuple[Source, str | None, str | None]:
     """Return the vector's source, the content, and the text the vector embeds (None: it embeds none)."""
     if put.vector is not None:
         kept = old.content if old and old.source is not Source.FIELDS else None
@@ -143,7 +135,7 @@ def _text(
         return Source.CONTENT, put.content, _embeddable(put.content, put.id, spec)
     if old and old.source is not Source.FIELDS and not put.from_fields:
         return old.source, old.content, None
-    built = build_text(msgspec.json.decode(metadata))
+    built = build_text(msgspec.json.decode(metadata), spec.text_fields, spec.separator)
     if not built:
         raise InvalidArgument(
             f"document {put.id!r} has no vector, no content and no text field to embed", field="vector"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from gateway.engine.merge import BuildText, Deletion, Draft, Missing, NeedsVector, Outcome, Stored, merge
+from gateway.engine.merge import Deletion, Draft, Missing, NeedsVector, Outcome, Stored, merge
 from gateway.engine.types import (
     BatchComplete,
     Change,
@@ -85,7 +85,6 @@ class Planner:
     def __init__(
         self,
         spec: Spec,
-        build_text: BuildText,
         stored: Mapping[str, Stored],
         recorded: Mapping[str, Done],
         index_version: int,
@@ -93,7 +92,6 @@ class Planner:
         now: Callable[[], int],
     ) -> None:
         self._spec = spec
-        self._build_text = build_text
         self._stored = stored
         self._recorded = recorded
         self._version_floor = version_floor
@@ -149,7 +147,7 @@ class Planner:
             stored = touched.get(operation.id) or self.plan.documents.get(operation.id)
             if stored is None:
                 stored = self._stored.get(operation.id)
-            outcome = merge(operation, stored, self._spec, self._build_text, write.vectors)
+            outcome = merge(operation, stored, self._spec, write.vectors)
             if isinstance(outcome, NeedsVector):
                 needed[operation.id] = outcome.text
             elif isinstance(outcome, Draft | Deletion):

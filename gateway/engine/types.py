@@ -20,6 +20,9 @@ Metadata: TypeAlias = dict[str, Any]
 """A JSON object, checked by `gateway.protocol.checks.metadata`."""
 
 
+TEXT_FIELDS = ("name", "description", "category", "tags")
+SEPARATOR = " | "
+
 _EVENT_BYTES = 256
 
 
@@ -237,3 +240,9 @@ class Spec:
     """How many vectors the hot buffer keeps; None leaves it to the node."""
     indexes: tuple[str, ...] = ()
     """Metadata fields (dotted paths) that filters find by an index."""
+    text_fields: tuple[str, ...] = TEXT_FIELDS
+    """Metadata fields (dotted paths) whose text is embedded where a document has neither vector nor content."""
+    separator: str = SEPARATOR
+    """What joins them."""
+    model_identity: str | None = None
+    """What the model was when the collection was made: see `gateway.embed.model.Model.identity`."""

@@ -12,7 +12,7 @@ import msgspec
 
 from gateway.engine import replay
 from gateway.engine.lives import Starts
-from gateway.engine.merge import BuildText, Stored
+from gateway.engine.merge import Stored
 from gateway.engine.plan import Plan, Planner, Turnover, WriteOutcome
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
 from gateway.engine.store import Store
@@ -40,15 +40,12 @@ class Writer:
     A collection that is one node's alone commits. One that several nodes share prepares, and replays what has its place.
     """
 
-    def __init__(
-        self, store: Store, index: Shows, build_text: BuildText, now: Callable[[], int], window_us: int
-    ) -> None:
+    def __init__(self, store: Store, index: Shows, now: Callable[[], int], window_us: int) -> None:
         self.applying = threading.Lock()
         self.deaths = 0
         self._spec = store.spec
         self._store = store
         self._index = index
-        self._build_text = build_text
         self._now = now
         self._window_us = window_us
 
@@ -73,7 +70,6 @@ class Writer:
         recorded = self._store.recorded(event_ids, self._now() - self._window_us) if event_ids else {}
         return Planner(
             self._spec,
-            self._build_text,
             stored,
             recorded,
             self._store.index_version,

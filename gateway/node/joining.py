@@ -13,7 +13,6 @@ import msgspec
 import numpy as np
 
 from gateway.bus.agreement import State
-from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.copying import Copying
 from gateway.engine.replay import Copy
@@ -38,7 +37,7 @@ async def copy(
     """Make a copy, ready to be put in place. Raises what `copies` raises, and StorageUnavailable."""
     loop = asyncio.get_running_loop()
     path = directory.copying(life.spec.name)
-    make = partial(Copying, path, life.spec, life.epoch, build_text, now)
+    make = partial(Copying, path, life.spec, life.epoch, now)
     copying = await loop.run_in_executor(executor, make)
     try:
         if copies is not None:

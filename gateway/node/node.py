@@ -10,12 +10,12 @@ import structlog
 
 from gateway.bus.agreement import State
 from gateway.embed.embedder import Embedder
-from gateway.embed.text import build_text
 from gateway.engine import lives
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
 from gateway.engine.replay import Copy
+from gateway.engine.text import build_text
 from gateway.engine.types import Answer, Document, Metric, Page, Put, Span, Spec, Write
 from gateway.errors import (
     Conflict,
@@ -236,7 +236,7 @@ class Node:
         loop = asyncio.get_running_loop()
         life = await self.cluster.register(spec)
         path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
-        make = partial(Collection.create, path, life.spec, build_text, self._now, window_s, life.epoch)
+        make = partial(Collection.create, path, life.spec, self._now, window_s, life.epoch)
         collection = await loop.run_in_executor(self._threads.upkeep, make)
         log.info("collection_created", collection=spec.name, dimension=spec.dimension, model=spec.model)
         return await self._host(collection)
@@ -310,7 +310,7 @@ class Node:
 
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
-        return Collection(path, build_text, self._now, self._options.idempotency_window_s, self._checksum)
+        return Collection(path, self._now, self._options.idempotency_window_s, self._checksum)
 
     async def _host(self, collection: Collection) -> Hosted:
         model = collection.spec.model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -22,6 +23,8 @@ _T = TypeVar("_T")
 MAX_EF = 4096
 MAX_VECTORS = 64
 MAX_INDEXES = 16
+MAX_TEXT_FIELDS = 16
+MAX_SEPARATOR = 64
 
 
 class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,6 +38,8 @@ class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     ef_search: int | None = None
     hot_rows: int | None = None
     indexes: tuple[str, ...] | None = None
+    text_fields: tuple[str, ...] | None = None
+    separator: str | None = None
 
 
 def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
@@ -53,7 +58,9 @@ def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedd
     if dimension is None:
         raise InvalidArgument("a collection needs a dimension or a model", field="dimension")
     checks.between(dimension, 1, vectors.MAX_DIMENSION, "dimension")
-    return _graph(Spec(name, dimension, settings.metric or Metric.COSINE, settings.model), settings)
+    return _with_fields(
+        _graph(Spec(name, dimension, settings.metric or Metric.COSINE, settings.model), settings), settings
+    )
 
 
 def forwarded_spec(name: str, body: bytes, embedders: Mapping[str, Embedder]) -> Spec:
@@ -83,8 +90,10 @@ def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Em
         ef_search=settings.ef_search or found.ef_search,
         hot_rows=settings.hot_rows if settings.hot_rows is not None else found.hot_rows,
         indexes=settings.indexes if settings.indexes is not None else found.indexes,
+        text_fields=settings.text_fields if settings.text_fields is not None else found.text_fields,
+        separator=settings.separator if settings.separator is not None else found.separator,
     )
-    return spec(found.name, asked, embedders)
+    return replace(spec(found.name, asked, embedders), model_identity=found.model_identity)
 
 
 def describe(spec: Spec) -> str:
@@ -100,12 +109,27 @@ def _graph(spec: Spec, settings: CollectionSettings) -> Spec:
     given = {field: value for field in limits if (value := getattr(settings, field)) is not None}
     for field, value in given.items():
         checks.between(value, *limits[field], field)
-    indexes = settings.indexes or ()
-    checks.between(len(indexes), 0, MAX_INDEXES, "the number of indexes")
-    for field in indexes:
-        if not all(field.split(".")):
-            raise InvalidArgument(f"indexes holds {field!r}, which is no path of keys joined by dots", field="indexes")
-    return Spec(spec.name, spec.dimension, spec.metric, spec.model, indexes=indexes, **given)
+    return replace(spec, **given)
+
+
+def _with_fields(spec: Spec, settings: CollectionSettings) -> Spec:
+    if settings.indexes is not None:
+        checks.between(len(settings.indexes), 0, MAX_INDEXES, "the number of indexes")
+        spec = replace(spec, indexes=_paths(settings.indexes, "indexes"))
+    if settings.text_fields is not None:
+        checks.between(len(settings.text_fields), 1, MAX_TEXT_FIELDS, "the number of text_fields")
+        spec = replace(spec, text_fields=_paths(settings.text_fields, "text_fields"))
+    if settings.separator is not None:
+        checks.between(len(settings.separator), 0, MAX_SEPARATOR, "the length of separator")
+        spec = replace(spec, separator=settings.separator)
+    return spec
+
+
+def _paths(paths: tuple[str, ...], field: str) -> tuple[str, ...]:
+    for path in paths:
+        if not all(path.split(".")):
+            raise InvalidArgument(f"{field} holds {path!r}, which is no path of keys joined by dots", field=field)
+    return paths
 
 
 def no_document(collection: str, document_id: str) -> NotFound:

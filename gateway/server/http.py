@@ -77,6 +77,8 @@ class CollectionInfo(msgspec.Struct, frozen=True, kw_only=True):
     ef_search: int
     hot_rows: int | None
     indexes: tuple[str, ...]
+    text_fields: tuple[str, ...]
+    separator: str
     epoch: str
     index_version: int
     documents: int
@@ -492,6 +494,8 @@ def _info(info: Info) -> CollectionInfo:
         ef_search=spec.ef_search,
         hot_rows=spec.hot_rows,
         indexes=spec.indexes,
+        text_fields=spec.text_fields,
+        separator=spec.separator,
         epoch=info.epoch,
         index_version=info.index_version,
         documents=info.documents,

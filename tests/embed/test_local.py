@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from gateway.embed.local import LocalEmbedder
-from gateway.embed.text import build_text
 
 
 async def test_texts_that_mean_alike_are_near_each_other() -> None:
@@ -24,9 +23,3 @@ async def test_a_text_has_the_same_vector_whatever_it_is_embedded_with() -> None
     among = await embedder.embed(["a", "zombie horror", "something much longer than the others, to be sure"])
     await embedder.close()
     np.testing.assert_allclose(np.asarray(alone), np.asarray(among[1]), atol=1e-6)
-
-
-def test_the_text_of_a_document_is_made_of_its_text_fields() -> None:
-    fields = {"category": "Drama", "name": "Heat", "year": 1995, "tags": ["Crime", "Thriller"], "description": ""}
-    assert build_text(fields) == "Heat | Drama | Crime, Thriller"
-    assert not build_text({"year": 1995})

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.plan import WriteOutcome
 from gateway.engine.search import Query
@@ -43,11 +42,11 @@ def write(*operations: Operation, atomic: bool = False, event_id: str | None = N
 def make(
     directory: Path, spec: Spec = SPEC, now: Callable[[], int] | None = None, epoch: str | None = None
 ) -> Collection:
-    return Collection.create(directory, spec, build_text, now or clock(), WINDOW_S, epoch)
+    return Collection.create(directory, spec, now or clock(), WINDOW_S, epoch)
 
 
 def reopen(directory: Path, now: Callable[[], int] | None = None) -> Collection:
-    return Collection(directory, build_text, now or clock(), WINDOW_S)
+    return Collection(directory, now or clock(), WINDOW_S)
 
 
 def commit(collection: Collection, *operations: Operation) -> Done:

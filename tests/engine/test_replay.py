@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.embed.text import build_text
 from gateway.engine.collection import Collection
 from gateway.engine.copying import Copying
 from gateway.engine.plan import HeldBack
@@ -178,7 +177,7 @@ def test_a_finished_copy_is_a_collection(tmp_path: Path) -> None:
     source = make(tmp_path / "source", epoch=EPOCH)
     source.commit([write(put(f"d{i}", i, 1, 2, 3), event_id=f"e{i}") for i in range(100)])
     source.commit([write(Remove("d7"))])
-    copying = Copying(tmp_path / "copy", SPEC, EPOCH, build_text, clock())
+    copying = Copying(tmp_path / "copy", SPEC, EPOCH, clock())
     more = True
     while more:
         page = source.copy(copying.index_version, 30)
@@ -199,6 +198,6 @@ def test_a_finished_copy_is_a_collection(tmp_path: Path) -> None:
 
 
 def test_an_abandoned_copy_leaves_nothing(tmp_path: Path) -> None:
-    copying = Copying(tmp_path / "copy", SPEC, EPOCH, build_text, clock())
+    copying = Copying(tmp_path / "copy", SPEC, EPOCH, clock())
     copying.abandon()
     assert not (tmp_path / "copy").exists()
