@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from hotindex.client import DEFAULT_URL
@@ -98,6 +98,8 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _kind(annotation: Any) -> str:
     """Return what a setting takes, for its help."""
+    if get_origin(annotation) is dict:
+        return "JSON"
     choices = get_args(annotation)
     return "|".join(choices) if choices else _KINDS[annotation]
 
@@ -107,15 +109,41 @@ _KINDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
 
 @app.command()
 def load(
-    file: Annotated[Path, typer.Argument(help="JSON lines: id, and vector, content or text fields such as name")],
+    file: Annotated[Path, typer.Argument(help="JSON lines or CSV, either of them gzipped or not")],
     collection: Annotated[str, typer.Option("--collection", "-c", help="Where to load to")],
     url: Url = DEFAULT_URL,
+    form: Annotated[
+        Literal["jsonl", "csv"] | None, typer.Option("--format", help="What the file is, if its name doesn't say so")
+    ] = None,
+    id_column: Annotated[
+        str, typer.Option("--id", metavar="COLUMN", help="The column, or JSON field, of the id")
+    ] = "id",
+    numbers: Annotated[str, typer.Option(metavar="A,B", help="CSV columns that are numbers")] = "",
+    lists: Annotated[str, typer.Option(metavar="A,B", help="CSV columns that are lists, split at |")] = "",
     batch: Annotated[int, typer.Option(min=1, max=10_000, help="Documents per command")] = 256,
+    rejects: Annotated[
+        Path | None, typer.Option(help="Where lines go that can't be loaded  [default: FILE.rejects.jsonl]")
+    ] = None,
+    progress: Annotated[
+        Path | None, typer.Option(help="Where it is kept how far the load is  [default: FILE.progress.json]")
+    ] = None,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin anew, whatever was loaded before")] = False,
+    give_up: Annotated[
+        float, typer.Option(min=1, metavar="SECONDS", help="End where nothing is acknowledged for this long")
+    ] = 120,
 ) -> None:
-    """Load documents from a file."""
-    from gateway.commands.load import run
+    """Load documents from a file; an interrupted load continues where it was.
 
-    run(url, collection, file, batch)
+    JSON lines: an object with id, and vector, content or metadata; other fields are metadata. CSV, with a header: columns
+    id, vector and content where there are such; the others are metadata.
+
+    Exit status: 0 all is loaded; 3 all but the lines in the rejects file; 1 given up, the same command continues.
+    """
+    from gateway.commands.load import Options, run
+    from gateway.commands.loading.formats import Columns
+
+    columns = Columns(id_column, frozenset(filter(None, numbers.split(","))), frozenset(filter(None, lists.split(","))))
+    run(Options(url, collection, file, form, columns, batch, rejects, progress, restart, give_up))
 
 
 @app.command()
@@ -162,6 +190,17 @@ def nodes(
 ) -> None:
     """List the nodes that share collections, and how far each is behind."""
     from gateway.commands.nodes import run
+
+    run(http_url, as_json=as_json)
+
+
+@app.command()
+def stats(
+    http_url: HttpUrl = "http://127.0.0.1:8080",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object")] = False,
+) -> None:
+    """Show a node's collections, and what its models were asked, were spared, and cost."""
+    from gateway.commands.stats import run
 
     run(http_url, as_json=as_json)
 

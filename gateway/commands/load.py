@@ -3,40 +3,194 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
-import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Coroutine, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import typer
-from hotindex import Ack, Client, Document
+from hotindex import Ack, Backoff, Client, Document, HotindexError
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from gateway.commands.common import complete
+from gateway.commands.loading import checkpoint
+from gateway.commands.loading.bar import Bar
+from gateway.commands.loading.checkpoint import Checkpoint, Identity
+from gateway.commands.loading.formats import Chunk, Columns, Format, Line, Records, WrongColumns
+from gateway.commands.loading.ledger import Ledger
+from gateway.commands.loading.rejects import Rejects
+from gateway.commands.loading.sending import Patience, Sender, epoch, in_order
+from gateway.commands.loading.text import Position, Text
 
-IN_FLIGHT = 4
-"""Commands on their way at once: one is embedded and one committed while the next are read and sent."""
+SOME_REJECTED = 3
+"""The exit status where lines were rejected."""
 
-_OWN_FIELDS = frozenset({"id", "vector", "content", "metadata", "if_version"})
-
-
-def run(url: str, collection: str, file: Path, batch: int) -> None:
-    complete(_load_file(url, collection, file, batch))
+_COMMAND_S = 60.0
+_SKIPPED_AT_ONCE_BYTES = 16 << 20
+_FORMATS: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv"}
 
 
-async def _load_file(url: str, collection: str, file: Path, batch: int) -> None:
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command was told."""
+
+    url: str
+    collection: str
+    file: Path
+    form: Format | None
+    columns: Columns
+    batch: int
+    rejects: Path | None
+    progress: Path | None
+    restart: bool
+    give_up_s: float
+
+
+def run(options: Options) -> None:
+    """Load a file. Raises BadParameter, HotindexError, and Exit where lines were rejected."""
+    if options.file.exists() and not options.file.is_file():
+        raise typer.BadParameter(f"{str(options.file)!r} is no file that can be read twice")
+    form = options.form or _format_of(options.file)
+    if form == "jsonl" and options.columns.numbers | options.columns.lists:
+        raise typer.BadParameter("--numbers and --lists are for CSV; JSON has numbers and lists of its own")
     try:
-        documents = list(read(file))
+        identity, text = Identity.of(options.file), Text(options.file)
     except OSError as error:
-        raise typer.BadParameter(f"{str(file)!r} can't be read: {error.strerror}") from None
-    async with Client(url) as client:
-        with progress_bar() as progress:
-            task = progress.add_task(f"{file.name} → {collection}", total=len(documents))
-            await load(client, collection, documents, batch, lambda count: progress.advance(task, count))
-    typer.echo(f"{len(documents)} documents loaded into {collection}")
+        raise typer.BadParameter(f"{str(options.file)!r} can't be read: {error.strerror}") from None
+    with text:
+        try:
+            records = Records(text, form, options.columns)
+        except WrongColumns as error:
+            raise typer.BadParameter(f"{str(options.file)!r} can't be loaded: {error}") from None
+        wanted = Checkpoint(
+            options.collection,
+            options.url,
+            identity,
+            {"format": form, **options.columns.as_json()},
+            str(_output(options.file, options.rejects, "rejects.jsonl")),
+        )
+        complete(_load(options, wanted, records))
+
+
+def _format_of(file: Path) -> Format:
+    suffix = (Path(file.stem) if file.suffix == ".gz" else file).suffix
+    if suffix not in _FORMATS:
+        raise typer.BadParameter(f"{str(file)!r} doesn't say by its name what it is; give --format jsonl or csv")
+    return _FORMATS[suffix]
+
+
+def _output(file: Path, given: Path | None, suffix: str) -> Path:
+    """Return where to write: as told, or beside the file, or, where that can't be, in the working directory."""
+    name = f"{file.name}.{suffix}"
+    path = (given or (file.with_name(name) if os.access(file.parent, os.W_OK) else Path(name))).absolute()
+    if path == file.absolute():
+        raise typer.BadParameter(f"{str(path)!r} is the file to load")
+    if not path.parent.is_dir():
+        raise typer.BadParameter(f"{str(path.parent)!r} is no directory")
+    if path.is_dir():
+        raise typer.BadParameter(f"{str(path)!r} is a directory")
+    return path
+
+
+async def _load(options: Options, wanted: Checkpoint, records: Records) -> None:
+    progress_path = _output(options.file, options.progress, "progress.json")
+    if str(progress_path) == wanted.rejects:
+        raise typer.BadParameter(f"{str(progress_path)!r} can't be both, progress and rejects")
+    patience = Patience(options.give_up_s, Backoff(), time.monotonic)
+    ask_epoch = partial(patience.persist, partial(epoch, options.url, options.collection))
+    async with Client(options.url, timeout_s=min(_COMMAND_S, options.give_up_s)) as client:
+        wanted = wanted.of(await ask_epoch())
+        begin = None if options.restart else _continued(progress_path, wanted)
+        if begin is None:
+            # Before the rejects it speaks of.
+            checkpoint.remove(progress_path)
+        sender = Sender(client, options.collection, patience, secrets.token_hex(8))
+        with Rejects(Path(wanted.rejects), begin.rejects_bytes if begin else 0) as rejects:
+            ledger = Ledger(progress_path, rejects, begin or wanted, time.monotonic)
+            with Bar(options.file, patience, ledger) as bar, ledger:
+                await _skip(records, ledger.begin.position)
+                started = time.perf_counter()
+                try:
+                    await _send(records, options.batch, sender, ledger, bar, ask_epoch)
+                except asyncio.CancelledError:
+                    _note(f"interrupted after line {ledger.now.position.line}; the same command goes on there")
+                    raise
+                ledger.finish()
+    _summarise(ledger, time.perf_counter() - started)
+
+
+def _continued(path: Path, wanted: Checkpoint) -> Checkpoint | None:
+    """Return where to go on, if the same load was begun before."""
+    try:
+        saved = checkpoint.read(path)
+    except OSError as error:
+        raise typer.BadParameter(f"{str(path)!r} can't be read: {error.strerror}") from None
+    except checkpoint.Unreadable as error:
+        # It may be something else, named by mistake.
+        raise typer.BadParameter(f"{str(path)!r} is not replaced: {error}") from None
+    if saved is None:
+        return None
+    if why := saved.differs(wanted):
+        _note(f"beginning anew, for {path} is of no use: {why}")
+        return None
+    _note(
+        f"continuing after line {saved.position.line}, with {saved.counts.documents} documents loaded, as {path} says"
+    )
+    if saved.rejects != wanted.rejects and saved.counts.rejected:
+        _note(f"the {saved.counts.rejected} lines rejected so far are in {saved.rejects}")
+    return saved.continued(wanted)
+
+
+def _note(text: str) -> None:
+    print(f"hotindex: {text}", file=sys.stderr)
+
+
+async def _skip(records: Records, to: Position) -> None:
+    while to.offset_bytes and not await asyncio.to_thread(records.skip, to, _SKIPPED_AT_ONCE_BYTES):
+        pass
+
+
+async def _send(
+    records: Records,
+    batch: int,
+    sender: Sender,
+    ledger: Ledger,
+    bar: Bar,
+    ask_epoch: Callable[[], Coroutine[Any, Any, str | None]],
+) -> None:
+    life = ledger.begin.epoch
+    async with aclosing(in_order(partial(records.chunk, batch), sender.send)) as settled:
+        async for chunk, outcome in settled:
+            if life is None and outcome.statuses:
+                life = await ask_epoch()
+            ledger.settle(chunk, outcome, life)
+            bar.update()
+    if life is not None and await ask_epoch() != life:
+        raise HotindexError(
+            "epoch_changed",
+            f"{ledger.begin.collection!r} was dropped or restored from a backup meanwhile; load the file again",
+            retryable=False,
+        )
+
+
+def _summarise(ledger: Ledger, seconds: float) -> None:
+    counts = ledger.now.counts
+    documents = counts.documents - ledger.begin.counts.documents
+    where = f" ({ledger.now.rejects})" if counts.rejected else ""
+    print(
+        f"{counts.inserted} inserted, {counts.updated} updated, {counts.unchanged} unchanged, {counts.rejected} rejected"
+        f"{where}; {seconds:.1f} s, {documents / seconds:.0f} documents/s"
+    )
+    print(f"{counts.documents} documents loaded into {ledger.now.collection}")
+    if counts.rejected:
+        raise typer.Exit(SOME_REJECTED)
 
 
 def progress_bar() -> Progress:
@@ -49,39 +203,17 @@ async def load(
     client: Client, collection: str, documents: Iterable[Document], batch: int, advance: Callable[[int], object]
 ) -> None:
     """Upsert documents in order, `batch` a command; `advance` is told how many each acknowledgement covers."""
-    under_way: deque[asyncio.Task[Ack]] = deque()
-    remaining = iter(documents)
-    try:
-        while chunk := list(islice(remaining, batch)):
-            under_way.append(asyncio.create_task(client.upsert(collection, chunk)))
-            if len(under_way) == IN_FLIGHT:
-                advance(len((await under_way.popleft()).results))
-        while under_way:
-            advance(len((await under_way.popleft()).results))
-    finally:
-        for task in under_way:
-            task.cancel()
+    rows = iter(documents)
 
+    def read() -> Chunk | None:
+        lines = tuple(Line(0, b"", document) for document in islice(rows, batch))
+        return Chunk(lines, Position(), 0) if lines else None
 
-def read(file: Path) -> Iterator[Document]:
-    """Yield the documents of a file of JSON lines, gzipped or not. Raises OSError, and BadParameter naming the line."""
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, text in enumerate(lines, 1):
-            if text.strip():
-                yield _document(text, f"{file.name}:{number}")
+    async def send(chunk: Chunk) -> Ack:
+        return await client.upsert(
+            collection, [line.content for line in chunk.lines if isinstance(line.content, Document)]
+        )
 
-
-def _document(text: str, at: str) -> Document:
-    try:
-        fields = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"{at} is no JSON: {error}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("id"), str):
-        raise typer.BadParameter(f"{at} must be an object with a string id")
-    return document(fields)
-
-
-def document(fields: dict[str, Any]) -> Document:
-    """Return the document a JSON object stands for; fields that are none of a document's own are its metadata."""
-    metadata = fields.get("metadata", {k: v for k, v in fields.items() if k not in _OWN_FIELDS})
-    return Document(fields["id"], fields.get("vector"), fields.get("content"), metadata, fields.get("if_version"))
+    async with aclosing(in_order(read, send)) as settled:
+        async for chunk, _ in settled:
+            advance(len(chunk.lines))
