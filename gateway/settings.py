@@ -2,21 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+import pydantic
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from gateway.errors import StartupError
 
 PREFIX = "HOTINDEX_"
 OTHER_VARIABLES = frozenset({"HOTINDEX_CONFIG", "HOTINDEX_URL", "HOTINDEX_HTTP_URL"})
 """Environment variables of the command that are no settings of the gateway."""
+
+
+NO_MODEL = "none"
+STATIC_MODEL = "static-minilm-256"
+"""The model that comes with the package."""
+
+
+class ModelSettings(BaseModel):
+    """A model behind an OpenAI-compatible service. What is None is as the preset has it, or as ServiceOptions does."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+
+    preset: str | None = Field(None, description="A service that is known: openai, holysheep, ollama, vllm, tei")
+    url: str | None = Field(None, description="Where it is, up to /embeddings")
+    model: str | None = Field(None, description="What the service calls the model")
+    dimension: int | None = Field(None, ge=1, description="How many numbers a vector has")
+    send_dimensions: bool | None = Field(None, description="Ask the service for vectors of this dimension")
+    key_env: str | None = Field(None, description="The environment variable with the key")
+    key_file: str | None = Field(None, description="The file with the key")
+    key_command: str | None = Field(None, description="The command that prints the key")
+    encoding: Literal["base64", "float", "none"] | None = Field(None, description="encoding_format; none: not sent")
+    batch_texts: int | None = Field(None, ge=1, description="Texts of one request")
+    batch_bytes: int | None = Field(None, ge=1, description="Bytes of one request's texts")
+    concurrency: int | None = Field(None, ge=1, le=1024, description="Requests at the same time")
+    timeout_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds a request may take: 10")
+    give_up_s: float | None = Field(None, gt=0, allow_inf_nan=False, description="Seconds all tries may take: 30")
+    circuit_reset_s: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Seconds until a service that fails is tried again, at first: 5"
+    )
+    price_per_million_tokens: float | None = Field(
+        None, ge=0, allow_inf_nan=False, description="What it costs, in any currency: 0, unknown"
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that were given, as plain values."""
+        return self.model_dump(exclude_none=True)
+
+
+def _from_json(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON: {error}") from None
 
 
 class Settings(BaseSettings):
@@ -45,6 +98,12 @@ class Settings(BaseSettings):
     max_commands_per_s: float = Field(
         0.0, ge=0, description="Commands a second a connection may send, on average; 0 is no limit"
     )
+    max_writes_per_s: float = Field(
+        0.0, ge=0, description="Documents a second that may be written to a collection, on average; 0 is no limit"
+    )
+    max_http_bytes: int = Field(
+        256 << 20, ge=1024, description="Bytes of HTTP bodies in memory, of all requests together"
+    )
     max_rooms: int = Field(128, ge=1, description="Subscriptions per connection")
     room_log_bytes: int = Field(8 << 20, ge=0, description="Bytes of latest events a room keeps, per collection")
     max_lag_s: float = Field(
@@ -64,6 +123,16 @@ class Settings(BaseSettings):
     write_wait_s: float = Field(5.0, gt=0, description="Seconds a write waits for Redis, before it is refused")
     settle_s: float = Field(3.0, ge=0, description="Seconds nodes wait for each other when Redis has lost its memory")
     stream_changes: int = Field(16_384, ge=1, description="Latest changes kept in Redis, per collection")
+    models: Annotated[dict[str, ModelSettings], NoDecode, BeforeValidator(_from_json)] = Field(
+        default_factory=dict, description="Models behind services, by name: tables of a TOML file, or JSON"
+    )
+    embedding_cache_bytes: int = Field(
+        256 << 20, ge=0, description="Bytes of the vectors of texts kept for when they come again, per collection"
+    )
+    default_model: str = Field(
+        STATIC_MODEL,
+        description="The model of collections made by a first write; none: they take vectors only",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto is text on a terminal"
@@ -74,6 +143,15 @@ class Settings(BaseSettings):
         if self.hot_limit < 2 * self.hot_target:
             raise ValueError(
                 f"setting hot_limit is {self.hot_limit}: it must be at least twice hot_target ({self.hot_target})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _default_model_is_there(self) -> Self:
+        if self.default_model not in {NO_MODEL, STATIC_MODEL, *self.models}:
+            raise ValueError(
+                f"setting default_model is {self.default_model!r}: "
+                f"it must be {STATIC_MODEL}, {NO_MODEL}, or a name in models"
             )
         return self
 

@@ -52,6 +52,10 @@ class Model(Protocol):
         """
         ...
 
+    def embed_here(self, texts: Sequence[str]) -> dict[str, Vector]:
+        """Return the vectors of `texts`, as far as they can be computed right now, in the calling thread (any)."""
+        ...
+
     async def close(self) -> None:
         """Release what the model holds; no call may be under way."""
         ...
