@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import gc
 import os
@@ -22,10 +23,13 @@ import uvloop
 from gateway import __version__, logs
 from gateway.bus.link import Link
 from gateway.bus.shared import SharedOptions
-from gateway.embed.local import LocalEmbedder
+from gateway.embed import presets
+from gateway.embed.catalog import Models, Priced
+from gateway.embed.local import LocalModel
+from gateway.embed.pipeline import Pipeline
 from gateway.engine.checksums import Checksum, checksum
 from gateway.errors import InvalidArgument, StartupError
-from gateway.ingest.commit import Bounds
+from gateway.ingest.queue import Bounds
 from gateway.metrics import Metrics
 from gateway.node.alone import Cluster, SingleNode
 from gateway.node.cluster import ClusterOptions, SharedCluster
@@ -44,6 +48,9 @@ from gateway.settings import Settings
 log = structlog.get_logger(__name__)
 
 _PEER_TIMEOUT_S = 30.0
+_M_ARENA_MAX, _ARENAS = -8, 2
+_EMBEDDING_END_S = 3.0
+"""How long a gateway that stops waits for models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,7 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
     except InvalidArgument as error:
         raise StartupError(f"setting default_collection: {error.message}") from None
     metrics = Metrics()
-    embedder = LocalEmbedder()
+    models = _models(settings)
     limits = Limits(
         message_bytes=settings.max_message_bytes,
         in_flight=settings.max_in_flight,
@@ -80,10 +87,16 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
     )
     with locked(settings.data_dir) as directory:
         cluster = _cluster(settings, metrics)
-        embedders = {embedder.name: embedder}
-        node = Node(directory, embedders, _options(settings, embedder.name), metrics, now_us, checksum, cluster)
+        node = Node(directory, models, _options(settings), metrics, now_us, checksum, cluster)
         websockets = WebSocketServer(node, metrics, limits, settings.max_connections, settings.ping_interval_s, now_us)
-        http = HttpServer(node, metrics, settings.max_message_bytes, settings.max_connections, settings.ping_interval_s)
+        http = HttpServer(
+            node,
+            metrics,
+            settings.max_message_bytes,
+            settings.max_connections,
+            settings.ping_interval_s,
+            settings.max_http_bytes,
+        )
         try:
             await node.start()
             ws_port = await _bind(websockets, settings.host, settings.ws_port)
@@ -95,6 +108,7 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
                     try:
                         yield Gateway(ws, http_, node)
                     finally:
+                        models.end_within(_EMBEDDING_END_S)
                         await cluster.leave()
                 finally:
                     await http.stop()
@@ -116,6 +130,13 @@ def _cluster(settings: Settings, metrics: Metrics) -> Cluster:
     return SharedCluster(link, PeerClient(_PEER_TIMEOUT_S), options, random.random)
 
 
+def _models(settings: Settings) -> Models:
+    services = presets.services({name: model.given() for name, model in settings.models.items()})
+    priced = [Priced(Pipeline(one), one.options.price_per_million_tokens) for one in services.values()]
+    default = None if settings.default_model == presets.NONE else settings.default_model
+    return Models([Priced(Pipeline(LocalModel())), *priced], default)
+
+
 def _hosted(settings: Settings) -> frozenset[str] | None:
     """Return the collections to host; None for all."""
     if not settings.collections:
@@ -129,18 +150,19 @@ def _hosted(settings: Settings) -> frozenset[str] | None:
     return names
 
 
-def _options(settings: Settings, default_model: str) -> Options:
+def _options(settings: Settings) -> Options:
     return Options(
         node=settings.node,
         default_collection=settings.default_collection,
-        default_model=default_model,
         timing=Timing(settings.snapshot_interval_s, settings.tombstone_retention_s),
         idempotency_window_s=settings.idempotency_window_s,
+        embedding_cache_bytes=settings.embedding_cache_bytes,
         read_wait_s=settings.read_wait_s,
         cores=os.cpu_count() or 1,
         hot=HotLimits(settings.hot_target, settings.hot_limit),
         bounds=Bounds(settings.queue_documents, settings.queue_bytes),
         room=RoomLimits(settings.room_log_bytes, settings.max_lag_s),
+        writes_per_s=settings.max_writes_per_s,
     )
 
 
@@ -168,11 +190,15 @@ def serve(settings: Settings, checksum: Checksum) -> None:
 
 
 def tune_interpreter() -> None:
-    """Trade a little throughput for latency.
+    """Trade a little throughput for latency, and for memory.
 
     A thread that comes back from a commit or a search asks for the GIL after 1 ms instead of 5. What was made at start is
     left out of garbage collections, and those are rarer: nearly all that a gateway makes is freed by its reference count.
+    With an arena of its own for each thread, the allocator kept 30 to 60 MiB of freed memory after 100,000 writes.
     """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, _ARENAS)
     sys.setswitchinterval(0.001)
     gc.freeze()
     gc.enable()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -31,6 +31,30 @@ class CollectionState:
     subscribers: int
     subscribers_behind: int
     writable: int
+    unchanged_texts: int
+    found_texts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What was asked of a model since the start, and what was spared.
+
+    Spared are texts that were in the store, on their way, or what their document's vector embeds already. Their tokens are
+    estimated from those of the texts embedded. Costs are 0 where no price is set.
+    """
+
+    name: str
+    identity: str
+    dimension: int
+    waiting: int
+    calls: int
+    failed_calls: int
+    texts: int
+    tokens: int
+    cost: float
+    saved_texts: int
+    saved_tokens: int
+    saved_cost: float
 
 
 class Metrics:
@@ -72,8 +96,12 @@ class Metrics:
         gauge = Gauge("hotindex_redis_commands", "Commands sent to Redis since the start", registry=self.registry)
         gauge.set_function(commands)
 
-    def watch(self, states: Callable[[], Iterable[CollectionState]]) -> None:
+    def watch(
+        self, states: Callable[[], Iterable[CollectionState]], models: Callable[[], Iterable[ModelState]]
+    ) -> None:
+        """Tell where the figures of collections and of models come from."""
         self.registry.register(_Collections(states))
+        self.registry.register(_Models(models))
 
     def forget(self, collection: str) -> None:
         """Drop the counters of a collection that is no more."""
@@ -99,6 +127,34 @@ class _Collections(Collector):
             yield family
 
 
+class _Models(Collector):
+    def __init__(self, models: Callable[[], Iterable[ModelState]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        models = list(self._models())
+        waiting = GaugeMetricFamily("hotindex_embedding_waiting", "Texts that wait to be embedded", labels=["model"])
+        for model in models:
+            waiting.add_metric([model.name], model.waiting)
+        yield waiting
+        for field, text in _EMBEDDING.items():
+            family = CounterMetricFamily(f"hotindex_embedding_{field}", text, labels=["model"])
+            for model in models:
+                family.add_metric([model.name], getattr(model, field))
+            yield family
+
+
+_EMBEDDING = {
+    "calls": "Calls of the model",
+    "failed_calls": "Calls of the model that failed",
+    "texts": "Texts embedded",
+    "tokens": "Tokens embedded, estimated where the service doesn't tell",
+    "cost": "What they cost, by the price set",
+    "saved_texts": "Texts that didn't have to be embedded again",
+    "saved_tokens": "Tokens they would have had, estimated",
+    "saved_cost": "What they would have cost, by the price set",
+}
+
 _GAUGES = {
     "documents": "Documents in the collection",
     "index_version": "The collection's index_version",
@@ -110,5 +166,7 @@ _GAUGES = {
     "queued_bytes": "Bytes submitted and not yet committed",
     "subscribers": "Subscribers of the room",
     "writable": "1 unless writes fail at present",
+    "unchanged_texts": "Texts since the start that were what their document's vector embeds already",
+    "found_texts": "Texts since the start whose vectors were kept from before",
     "subscribers_behind": "Subscribers that wait for their sockets or catch up",
 }

@@ -104,3 +104,74 @@ async def test_a_replica_stays_equal_through_kill_9_under_load(tmp_path: Path) -
             assert {hit.id: hit.version for hit in search.hits if hit.id != "first"} == stored
     finally:
         process.stop()
+
+
+class Swaps:
+    """Writers that each have one group of documents, and replace it by the next in one transaction."""
+
+    def __init__(self, writers: int, size: int) -> None:
+        self.writers = writers
+        self.size = size
+        self.stop = asyncio.Event()
+        self.acknowledged = dict.fromkeys(range(writers), 0)
+
+    async def write(self, client: Client, writer: int) -> None:
+        """Applied twice, or after a half, a transaction would find another version of the counter, and be a conflict."""
+        while not self.stop.is_set():
+            number = self.acknowledged[writer] + 1
+            async with client.transaction("m") as tx:
+                tx.patch(f"counter {writer}", {"n": number}, if_version=number)
+                tx.delete(*self.group(writer, number - 1))
+                for document_id in self.group(writer, number):
+                    tx.upsert(document_id, vector=[writer + 1, number], metadata={"writer": writer, "n": number})
+            assert tx.ack is not None
+            self.acknowledged[writer] = number
+
+    def group(self, writer: int, number: int) -> list[str]:
+        return [f"{writer}:{number}:{i}" for i in range(self.size)]
+
+    async def check(self, client: Client) -> None:
+        """Look at everything as of one moment."""
+        acknowledged = dict(self.acknowledged)
+        found = await client.search("m", vector=[1, 1], k=1000)
+        stored = {hit.id: hit.metadata["n"] for hit in found.hits}
+        for writer, number in acknowledged.items():
+            counted = stored.pop(f"counter {writer}")
+            assert counted >= number, "acknowledged, then lost"
+            whole = dict.fromkeys(self.group(writer, counted), counted) if counted else {}
+            assert {i: stored.pop(i, None) for i in whole} == whole
+        assert not stored, "half of a transaction"
+
+
+async def test_each_transaction_is_there_whole_or_not_at_all_after_kill_9(tmp_path: Path) -> None:
+    """Five times: transactions under way from all sides, the gateway killed at a random moment, and started again. The
+    clients send again what was cut off.
+    """
+    port = free_port()
+    flags = (*QUIET, "--ws-port", str(port), "--http-port", "0", "--snapshot-interval-s", "0.3", "--hot-target", "16")
+    url = f"ws://127.0.0.1:{port}"
+    moments = random.Random(3)
+    backoff = Backoff(first_s=0.01, limit_s=0.1)
+    swaps = Swaps(writers=12, size=20)
+    process = GatewayProcess(tmp_path / "data", flags).__enter__()
+    try:
+        async with Client(url, backoff=backoff) as client, Client(url, backoff=backoff) as other:
+            for writer in range(swaps.writers):
+                await client.upsert("m", id=f"counter {writer}", vector=[1, writer], metadata={"n": 0})
+            writing = [asyncio.create_task(swaps.write((client, other)[i % 2], i)) for i in range(swaps.writers)]
+            for _ in range(5):
+                enough = sum(swaps.acknowledged.values()) + 60
+                while sum(swaps.acknowledged.values()) < enough:
+                    assert [task.exception() for task in writing if task.done()] == []
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(moments.uniform(0, 0.1))
+                process.kill()
+                process = await asyncio.to_thread(GatewayProcess(tmp_path / "data", flags).__enter__)
+                await swaps.check(other)
+            swaps.stop.set()
+            await asyncio.gather(*writing)
+            await swaps.check(client)
+            counters = [(await client.get("m", f"counter {i}")).metadata["n"] for i in range(swaps.writers)]
+            assert counters == list(swaps.acknowledged.values())
+    finally:
+        process.stop()

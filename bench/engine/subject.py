@@ -20,7 +20,7 @@ from gateway.engine.filter import Filter
 from gateway.engine.search import Query
 from gateway.engine.types import Done, Operation, Put, Spec, Write
 from gateway.errors import HotindexError
-from gateway.ingest.commit import Bounds
+from gateway.ingest.queue import Bounds
 from gateway.metrics import Metrics
 from gateway.node.hosted import Hosted, Threads
 from gateway.node.upkeep import HotLimits, Timing

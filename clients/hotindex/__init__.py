@@ -20,6 +20,7 @@ from hotindex.errors import (
 )
 from hotindex.listener import Listener
 from hotindex.subscription import Subscription
+from hotindex.transaction import Transaction
 from hotindex.types import (
     Ack,
     CaughtUp,
@@ -62,6 +63,7 @@ __all__ = [
     "ServerError",
     "StoredDocument",
     "Subscription",
+    "Transaction",
     "Unavailable",
     "Update",
     "WriteResult",

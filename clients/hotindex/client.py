@@ -1,4 +1,7 @@
-"""The asyncio client."""
+"""The asyncio client.
+
+It is long because every command is a method with its arguments spelled out.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,17 @@ from websockets.typing import Subprotocol
 
 from hotindex import wire
 from hotindex.backoff import Backoff
-from hotindex.errors import ConnectionLost, HotindexError, RequestTimeout, ServerError, from_message
+from hotindex.errors import (
+    ConnectionLost,
+    HotindexError,
+    InvalidRequest,
+    RequestTimeout,
+    ServerError,
+    from_message,
+)
 from hotindex.listener import Listener
 from hotindex.subscription import BUFFER, Subscription, Wanted
+from hotindex.transaction import Transaction
 from hotindex.types import Ack, Document, Event, Include, Metadata, OnFull, Results, StoredDocument, VectorLike
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
@@ -24,16 +35,18 @@ FINAL_CLOSE_CODES = frozenset({4401, 4403})
 """Close codes after which reconnecting is no use."""
 
 _CLOSE_S = 5.0
+_TOO_BIG = 1009
 _UNREACHABLE = (OSError, InvalidHandshake, TimeoutError, EOFError)
 
 
 class _Pending:
     """A command that waits for its reply. `at_once` is called with it before the next message is read."""
 
-    __slots__ = ("at_once", "reply")
+    __slots__ = ("at_once", "reply", "size_bytes")
 
-    def __init__(self, at_once: Callable[[dict[str, Any]], None] | None) -> None:
+    def __init__(self, size_bytes: int, at_once: Callable[[dict[str, Any]], None] | None) -> None:
         self.reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self.size_bytes = size_bytes
         self.at_once = at_once
 
 
@@ -74,6 +87,10 @@ class Client:
         """At most one for each subscription, so that it begins again once, and not after it has ended."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
+        self._blamed: ClientConnection | None = None
+        """The one that the gateway closed for a message too big."""
+        self._given_up_bytes = 0
+        """The largest command sent over this connection whose reply nobody waits for any more."""
         self._end: HotindexError | None = None
 
     async def __aenter__(self) -> Self:
@@ -162,6 +179,24 @@ class Client:
         """Delete documents; those that aren't there are answered `missing`."""
         command = {"action": "delete", "collection": collection, "ids": list(ids)}
         return wire.ack(await self._request(command, again=False))
+
+    def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
+        """Return what gathers up to 10,000 operations, and has them applied together, or none of them, when its block ends.
+
+            async with client.transaction("products") as tx:
+                tx.upsert("s1", content="A light shoe", metadata={"stock": 3})
+                tx.patch("s2", {"stock": 0}, if_version=7)
+                tx.delete("s3", "s4")
+            print(tx.ack.index_version)
+
+        An exception inside the block sends nothing. Leaving it raises what the gateway refuses the transaction for, and
+        `tx.ack` is its answer, results in the order of the operations. It has an `event_id` (one of its own unless given),
+        so that the client may send it again after a lost connection.
+        """
+        return Transaction(self.send_transaction, collection, event_id, priority)
+
+    async def send_transaction(self, command: dict[str, Any]) -> Ack:
+        return wire.ack(await self._request(command, again=True))
 
     async def get(self, collection: str, id: str, *, include: Sequence[Include] = ()) -> StoredDocument:  # noqa: A002
         """Return a document. Raises NotFound."""
@@ -359,15 +394,20 @@ class Client:
         if connection is None:
             raise ConnectionLost(f"no connection to {self.url}")
         ref = next(self._refs)
-        pending = self._pending[ref] = _Pending(at_once)
+        data = wire.encode({**command, "ref": ref})
+        pending = self._pending[ref] = _Pending(len(data), at_once)
         try:
-            await connection.send(wire.encode({**command, "ref": ref}))
+            await connection.send(data)
             return await pending.reply
         except ConnectionClosed as error:
-            raise ConnectionLost(f"lost the connection to {self.url}: {error}") from error
+            if not pending.reply.done():
+                self._cut_off(connection, error)
+            return await pending.reply
         finally:
             del self._pending[ref]
-            if not pending.reply.cancel() and not pending.reply.cancelled():
+            if pending.reply.cancel() or pending.reply.cancelled():
+                self._given_up_bytes = max(self._given_up_bytes, pending.size_bytes)
+            else:
                 pending.reply.exception()  # looked at, whoever else was told
 
     async def _dial(self) -> ClientConnection:
@@ -384,6 +424,7 @@ class Client:
         """Read from one connection after the other."""
         while True:
             self._connection = connection
+            self._given_up_bytes = 0
             self._connected.set()
             for subscription in self._subscriptions.values():
                 if not subscription.full:
@@ -412,7 +453,8 @@ class Client:
         raise AssertionError("the count never ends")
 
     def _disconnected(self, closed: ConnectionClosed) -> None:
-        self._connection = None
+        connection, self._connection = self._connection, None
+        assert connection is not None, "there was one to lose"
         for subscription in self._subscriptions.values():
             subscription.interrupted()
         code = closed.rcvd.code if closed.rcvd else None
@@ -420,7 +462,22 @@ class Client:
             self._stop(ConnectionLost(f"the gateway closed the connection: {closed}", retryable=False))
         if self._end is None:
             self._connected.clear()
-            self._fail_pending(ConnectionLost(f"lost the connection to {self.url}: {closed}"))
+            self._cut_off(connection, closed)
+
+    def _cut_off(self, connection: ClientConnection, closed: ConnectionClosed) -> None:
+        """Tell all that wait for a reply; whoever notices first does."""
+        code = closed.rcvd.code if closed.rcvd else None
+        if code == _TOO_BIG and self._blamed is not connection:
+            self._blamed = connection
+            self._blame_largest(InvalidRequest("too_large", f"{self.url} takes no message as large", retryable=False))
+        self._fail_pending(ConnectionLost(f"lost the connection to {self.url}: {closed}"))
+
+    def _blame_largest(self, error: HotindexError) -> None:
+        """Fail the command that was too large: the gateway doesn't read such a message, and can't say which it was."""
+        waiting = [pending for pending in self._pending.values() if not pending.reply.done()]
+        largest = max(waiting, key=lambda pending: pending.size_bytes, default=None)
+        if largest is not None and largest.size_bytes > self._given_up_bytes:
+            largest.reply.set_exception(error)
 
     def _fail_pending(self, error: HotindexError) -> None:
         for pending in self._pending.values():
@@ -438,6 +495,8 @@ class Client:
             if subscription is not None:
                 for update in wire.pushes(message):
                     subscription.push(update)
+        elif kind == "error" and message["code"] == "too_large":
+            self._blame_largest(from_message(message))
         elif kind == "connected":
             self.greeting = message
         elif kind == "unsubscribed" and (subscription := self._subscriptions.get(message["collection"])):

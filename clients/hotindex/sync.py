@@ -12,7 +12,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from hotindex import client
 from hotindex.errors import HotindexError
 from hotindex.subscription import BUFFER, Subscription
-from hotindex.types import Event, Include, OnFull
+from hotindex.transaction import Gathering
+from hotindex.types import Ack, Event, Include, OnFull
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -28,6 +29,26 @@ def _returning(
         return self.run(method(self._opened(), *args, **kwargs))
 
     return call
+
+
+class Transaction(Gathering):
+    """See `hotindex.Client.transaction`."""
+
+    def __init__(
+        self, send: Callable[[dict[str, Any]], Ack], collection: str, event_id: str | None, priority: int
+    ) -> None:
+        super().__init__(collection, event_id, priority)
+        self._send = send
+
+    def __enter__(self) -> Self:
+        self._enter()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if command := self._leave(error):
+            self.ack = self._send(command)
 
 
 class Client:
@@ -98,6 +119,13 @@ class Client:
     search = _returning(client.Client.search)
     search_many = _returning(client.Client.search_many)
     ping = _returning(client.Client.ping)
+
+    def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
+        """Return what gathers operations inside a `with`, and has them applied together: see `hotindex.Client`."""
+        return Transaction(self._send, collection, event_id, priority)
+
+    def _send(self, command: dict[str, Any]) -> Ack:
+        return self.run(self._opened().send_transaction(command))
 
     def subscribe(
         self,

@@ -32,6 +32,11 @@ def encode(message: Mapping[str, Any]) -> bytes:
     return data
 
 
+def copied(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy without the entries that are None. Raises TypeError, ValueError for what can't be sent."""
+    return decode(encode(fields))
+
+
 def pack(value: Any) -> bytes:
     data: bytes = msgpack.packb(value)
     return data

@@ -28,7 +28,7 @@ from gateway.engine.rebuild import Rebuild
 from gateway.engine.replay import Copy
 from gateway.engine.search import Query, Searcher
 from gateway.engine.snapshot import Snapshot
-from gateway.engine.store import STORE_FILE, Store
+from gateway.engine.store import EMBEDDINGS_BYTES, STORE_FILE, Store
 from gateway.engine.types import (
     Answer,
     Document,
@@ -77,15 +77,17 @@ class Collection:
         now: Callable[[], int],
         idempotency_window_s: float,
         checksum: Checksum = checksum,
+        embeddings_bytes: int = EMBEDDINGS_BYTES,
     ) -> None:
         """Open the collection in `directory`: recover its index from the newest valid snapshot and the store.
 
-        `now` gives microseconds since the epoch; `checksum` those of snapshots.
+        `now` gives microseconds since the epoch; `checksum` those of snapshots. `embeddings_bytes` is what the vectors of
+        texts embedded before may take.
         """
         self._directory = directory
         self._now = now
         self._window_us = int(idempotency_window_s * 1e6)
-        self._store = Store(directory / STORE_FILE)
+        self._store = Store(directory / STORE_FILE, embeddings_bytes)
         self.spec = self._store.spec
         self._check_lineage()
         self._readers = Readers(directory / STORE_FILE, self.spec)
@@ -104,6 +106,7 @@ class Collection:
         now: Callable[[], int],
         idempotency_window_s: float,
         epoch: str | None = None,
+        embeddings_bytes: int = EMBEDDINGS_BYTES,
     ) -> Collection:
         """Make an empty collection (None: with a new epoch). A crash leaves either all of it or nothing."""
         temporary = directory.with_name(f".{directory.name}.new")
@@ -118,7 +121,7 @@ class Collection:
         except OSError as error:
             raise StorageUnavailable(f"can't create collection {spec.name!r}: {error}") from error
         try:
-            return cls(directory, now, idempotency_window_s)
+            return cls(directory, now, idempotency_window_s, embeddings_bytes=embeddings_bytes)
         except BaseException:
             shutil.rmtree(directory, ignore_errors=True)
             raise

@@ -6,6 +6,7 @@
   none, and a scan over metadata reads none.
 - `garbage`: vectors that large commits replaced, to be deleted later: appending is sequential, deleting is not.
 - `terms`: for each indexed metadata field the values it has, by document.
+- `embeddings`: the vectors of texts embedded before, for texts that come again: see `gateway.engine.embeddings`.
 - `events`: outcomes by event_id, for idempotency. `meta`: epoch, spec, index_version, and the term in which nodes agreed
   on it.
 
@@ -18,14 +19,16 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import msgspec
 
 from gateway.engine.types import Document, Done, Source, Spec
 from gateway.errors import StorageUnavailable
 
-FORMAT = 2
+Connection: TypeAlias = sqlite3.Connection
+
+FORMAT = 3
 APPLICATION_ID = 0x686F7469
 PAGE_BYTES = 4096
 FLOAT_BYTES = 4
@@ -55,6 +58,7 @@ CREATE TABLE garbage(position INTEGER PRIMARY KEY, vector_version INTEGER NOT NU
 CREATE TABLE terms(
     field INTEGER NOT NULL, value BLOB NOT NULL, document INTEGER NOT NULL, PRIMARY KEY(field, value, document)
 ) WITHOUT ROWID;
+CREATE TABLE embeddings(position INTEGER PRIMARY KEY, text_hash BLOB NOT NULL UNIQUE, vector BLOB NOT NULL);
 CREATE TABLE events(event_id TEXT PRIMARY KEY, at INTEGER NOT NULL, outcome BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX events_by_time ON events(at);
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
-from gateway.engine.merge import Deletion, Draft, Missing, NeedsVector, Outcome, Stored, merge
+from gateway.engine.merge import Deletion, Draft, Missing, NeedsVector, Outcome, Stored, Unchanged, merge
 from gateway.engine.types import (
     BatchComplete,
     Change,
@@ -20,6 +20,8 @@ from gateway.engine.types import (
     ItemResult,
     NeedsVectors,
     Operation,
+    Put,
+    Remove,
     Source,
     Spec,
     Status,
@@ -30,7 +32,12 @@ from gateway.errors import HotindexError
 
 @dataclass(frozen=True, slots=True)
 class HeldBack:
-    """The write has to come again: an earlier one on the same document waits for embeddings."""
+    """The write has to come again: an earlier one on the same document waits for embeddings.
+
+    It will need the vectors of `texts`, unless what comes before it changes that.
+    """
+
+    texts: tuple[str, ...] = ()
 
 
 WriteOutcome = Done | NeedsVectors | HeldBack | HotindexError
@@ -45,6 +52,22 @@ class Turnover:
 
 
 @dataclass(slots=True)
+class Kept:
+    """Texts that didn't have to be embedded again, because they are what their document's vector embeds already."""
+
+    texts: int = 0
+    size_bytes: int = 0
+
+    def add(self, text: str) -> None:
+        self.texts += 1
+        self.size_bytes += len(text.encode())
+
+    def include(self, other: Kept) -> None:
+        self.texts += other.texts
+        self.size_bytes += other.size_bytes
+
+
+@dataclass(slots=True)
 class Plan:
     """What to commit and what to tell each writer; `outcomes` stand in the order of the writes."""
 
@@ -56,6 +79,7 @@ class Plan:
     """The last state of each document this batch changed."""
     recorded: dict[str, Done] = field(default_factory=dict)
     """By event id, what the writes of this batch that carry one were told."""
+    kept: Kept = field(default_factory=Kept)
 
     def turnover(self, stored: Mapping[str, Stored]) -> Turnover:
         """Return what the plan does to the vectors of what was `stored` before it."""
@@ -104,8 +128,8 @@ class Planner:
         plan = self.plan
         outcome: WriteOutcome
         ids = {operation.id for operation in write.operations}
-        if not ids.isdisjoint(self._waiting):
-            outcome = HeldBack()
+        if write.held or not ids.isdisjoint(self._waiting):
+            outcome = HeldBack(self._content(write))
         elif (earlier := self._earlier(write)) is not None:
             outcome = Done(
                 earlier.index_version,
@@ -128,6 +152,13 @@ class Planner:
         self._waiting |= {operation.id for operation in write.operations}
         self.plan.outcomes.append(HeldBack())
 
+    def _content(self, write: Write) -> tuple[str, ...]:
+        """Return the texts whose vectors a write needs as far as that can be told without its documents."""
+        if self._spec.model is None:
+            return ()
+        texts = dict.fromkeys(text for operation in write.operations for text in _content(operation))
+        return tuple(text for text in texts if text not in write.vectors)
+
     def _earlier(self, write: Write) -> Done | None:
         if write.event_id is None:
             return None
@@ -138,19 +169,25 @@ class Planner:
         touched: dict[str, Stored] = {}
         events: list[Change | BatchComplete] = []
         results: list[ItemResult] = []
-        needed: dict[str, str] = {}
+        needed: list[str] = []
+        needing: set[str] = set()
+        kept: list[str] = []
         index_version = self.plan.index_version
         at = self._now()
         for operation in write.operations:
-            if operation.id in needed:
+            if operation.id in needing:
+                needed += _content(operation)
                 continue
             stored = touched.get(operation.id) or self.plan.documents.get(operation.id)
             if stored is None:
                 stored = self._stored.get(operation.id)
             outcome = merge(operation, stored, self._spec, write.vectors)
             if isinstance(outcome, NeedsVector):
-                needed[operation.id] = outcome.text
-            elif isinstance(outcome, Draft | Deletion):
+                needing.add(operation.id)
+                needed.append(outcome.text)
+                continue
+            kept += _kept(operation, stored, outcome)
+            if isinstance(outcome, Draft | Deletion):
                 index_version += 1
                 document = self._next(operation, stored, outcome, index_version, at)
                 vector = outcome.vector if isinstance(outcome, Draft) else None
@@ -161,9 +198,11 @@ class Planner:
                 version = stored.document.version if stored else 0
                 results.append(ItemResult(operation.id, version, _idle_status(outcome)))
         if needed:
-            return NeedsVectors(tuple(dict.fromkeys(needed.values())))
+            return NeedsVectors(tuple(dict.fromkeys(text for text in needed if text not in write.vectors)))
         if write.atomic and events:
             events.append(BatchComplete(self.plan.index_version + 1, index_version, len(events), at))
+        for text in kept:
+            self.plan.kept.add(text)
         self.plan.documents.update(touched)
         self.plan.events.extend(events)
         self.plan.index_version = index_version
@@ -218,6 +257,27 @@ def change(
     key, crc = (before.key, before.vector_crc) if before else (0, None)
     event = Change(event_type, document, old.metadata if old else None, vector, net)
     return event, Stored(document, vector, key, crc)
+
+
+def _content(operation: Operation) -> tuple[str, ...]:
+    """Return the text an operation asks to embed, if that can be told without its document."""
+    if isinstance(operation, Remove) or operation.content is None or _has_vector(operation):
+        return ()
+    return (operation.content,)
+
+
+def _kept(operation: Operation, stored: Stored | None, outcome: Outcome) -> tuple[str, ...]:
+    """Return the text a document's vector embeds, if an operation could have changed that and didn't."""
+    if stored is None or stored.document.content is None or _has_vector(operation):
+        return ()
+    kept = (isinstance(outcome, Unchanged) and stored.document.source is not Source.VECTOR) or (
+        isinstance(outcome, Draft) and outcome.source is not Source.VECTOR and outcome.vector is None
+    )
+    return (stored.document.content,) if kept else ()
+
+
+def _has_vector(operation: Operation) -> bool:
+    return isinstance(operation, Put) and operation.vector is not None
 
 
 _STATUS = {

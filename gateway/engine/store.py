@@ -13,6 +13,7 @@ import msgspec
 
 from gateway.engine import database
 from gateway.engine.database import DOCUMENT, storage_errors, transaction
+from gateway.engine.embeddings import Embeddings
 from gateway.engine.lives import Starts
 from gateway.engine.merge import Stored
 from gateway.engine.plan import Plan, Turnover
@@ -22,6 +23,8 @@ from gateway.engine.types import Change, Done, EventType, Spec
 from gateway.errors import StorageUnavailable
 
 STORE_FILE = "store.db"
+EMBEDDINGS_BYTES = 256 << 20
+"""What the vectors of texts embedded before may take."""
 
 _COMMIT_BYTES = 16 << 10
 _DOCUMENT_BYTES = 6 << 10
@@ -49,7 +52,7 @@ class Store:
     before.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, embeddings_bytes: int = EMBEDDINGS_BYTES) -> None:
         self._path = path
         with storage_errors(f"open {path}"):
             self._connection = database.connect(path)
@@ -69,6 +72,7 @@ class Store:
             self.document_count = self._number("SELECT count(*) FROM documents WHERE vector_version IS NOT NULL")
             self.garbage = self._number("SELECT count(*) FROM garbage")
             self._last_key = self._number("SELECT coalesce(max(key), 0) FROM documents")
+            self._embeddings = Embeddings(self._connection, self.spec, embeddings_bytes)
         self._terms = Terms(self.spec.indexes)
 
     def begin_new_life(self, epoch: str) -> None:
@@ -121,6 +125,11 @@ class Store:
         with storage_errors("read vectors"):
             return database.vectors(self._connection, labels)
 
+    def embedded(self, texts: Sequence[str]) -> dict[str, bytes]:
+        """Return the vectors of those of `texts` that were embedded before, as far as they were kept."""
+        with storage_errors("read embeddings"):
+            return self._embeddings.find(texts)
+
     def recorded(self, event_ids: Sequence[str], since: int) -> dict[str, Done]:
         """Return the outcomes recorded under `event_ids` at or after `since` (microseconds since the epoch)."""
         with storage_errors("read events"):
@@ -155,6 +164,7 @@ class Store:
                 self._write_terms(plan, stored, keys)
                 self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (plan.index_version,))
                 self._write_events(plan, at, forget_before)
+                self.log_bytes += self._embeddings.note(plan.events)
         self._last_key = last_key
         self.index_version = plan.index_version
         self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(keys) + sum(len(v) for _, v in turnover.born)

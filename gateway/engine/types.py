@@ -102,6 +102,8 @@ class Write(msgspec.Struct, eq=False):
     priority: int = 0
     size_bytes: int = 0
     vectors: dict[str, Vector] = msgspec.field(default_factory=dict)
+    held: bool = False
+    """Not to be applied yet: only to be told what it will need."""
     listed_as: str | None = None
     """The field of the command that lists the operations, for error messages; None where there is one by itself."""
 

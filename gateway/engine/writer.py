@@ -6,17 +6,28 @@ import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import msgspec
+import numpy as np
 
 from gateway.engine import replay
 from gateway.engine.lives import Starts
 from gateway.engine.merge import Stored
-from gateway.engine.plan import Plan, Planner, Turnover, WriteOutcome
+from gateway.engine.plan import HeldBack, Kept, Plan, Planner, Turnover, WriteOutcome, plan
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
 from gateway.engine.store import Store
-from gateway.engine.types import Applied, Done, Put, Write
+from gateway.engine.types import Applied, Done, NeedsVectors, Put, Vector, Write
+
+EmbedHere: TypeAlias = Callable[[Sequence[str]], dict[str, Vector]]
+"""Returns the vectors of those texts that can be embedded at once."""
+
+_EMBEDDED_HERE = 16
+"""More texts than these are embedded beside the commits of others."""
+
+
+def _embed_nothing(_: Sequence[str]) -> dict[str, Vector]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +54,21 @@ class Writer:
     def __init__(self, store: Store, index: Shows, now: Callable[[], int], window_us: int) -> None:
         self.applying = threading.Lock()
         self.deaths = 0
+        self.embed_here: EmbedHere = _embed_nothing
+        """What embeds a few texts in the commit's own thread: a lone one is spared the way to another and back."""
+        self.kept = Kept()
+        self.found = Kept()
+        """Texts whose vectors were found among those of texts embedded before."""
         self._spec = store.spec
         self._store = store
         self._index = index
         self._now = now
         self._window_us = window_us
+
+    @property
+    def spared(self) -> Kept:
+        """All texts that didn't have to be embedded."""
+        return Kept(self.kept.texts + self.found.texts, self.kept.size_bytes + self.found.size_bytes)
 
     def commit(self, writes: Sequence[Write], *, with_vectors: bool = False) -> Committed:
         """Apply `writes` in order, each whole or not at all, in one transaction; what is done is on disk and searchable.
@@ -60,10 +81,29 @@ class Writer:
 
     def _commit(self, writes: Sequence[Write], with_vectors: bool) -> Committed:
         stored = self._load(writes, with_vectors)
-        planner = self._planner(writes, stored)
-        for write in writes:
-            planner.add(write)
-        return Committed(planner.plan.outcomes, self._carry_out(planner.plan, stored))
+        planned = plan(self._planner(writes, stored), writes)
+        while self._find(writes, planned.outcomes):
+            planned = plan(self._planner(writes, stored), writes)
+        self.kept.include(planned.kept)
+        return Committed(planned.outcomes, self._carry_out(planned, stored))
+
+    def _find(self, writes: Sequence[Write], outcomes: Sequence[WriteOutcome]) -> bool:
+        """Give `writes` the vectors they need that are kept from before, or computed at once; tell whether any are."""
+        wanting = [
+            (write, outcome.texts)
+            for write, outcome in zip(writes, outcomes, strict=True)
+            if isinstance(outcome, NeedsVectors | HeldBack) and outcome.texts
+        ]
+        texts = dict.fromkeys(text for _, texts in wanting for text in texts)
+        found = self._store.embedded(list(texts)) if texts else {}
+        vectors = {text: np.frombuffer(vector, np.float32) for text, vector in found.items()}
+        for text in found:
+            self.found.add(text)
+        if 0 < len(texts) - len(found) <= _EMBEDDED_HERE:
+            vectors |= self.embed_here([text for text in texts if text not in found])
+        for write, needed in wanting:
+            write.vectors.update((text, vectors[text]) for text in needed if text in vectors)
+        return bool(vectors)
 
     def _planner(self, writes: Sequence[Write], stored: Mapping[str, Stored]) -> Planner:
         event_ids = [write.event_id for write in writes if write.event_id is not None]
@@ -96,27 +136,37 @@ class Writer:
         """
         with self.applying:
             stored = self._load(writes, with_vectors)
-            planner = self._planner(writes, stored)
-            plan = planner.plan
-            proposals: dict[int, Proposal] = {}
-            unchanged = Plan(plan.first_index_version, plan.index_version)
-            proposed: set[str] = set()
-            for i, write in enumerate(writes):
-                if write.event_id is not None and write.event_id in proposed:
-                    planner.hold(write)
-                    continue
-                first = len(plan.events)
-                planner.add(write)
-                done = plan.outcomes[-1]
-                if not isinstance(done, Done):
-                    continue
-                if len(plan.events) > first:
-                    proposals[i] = replay.propose(write, origin, numbers[i], plan.events[first:], done)
-                    proposed |= {write.event_id} if write.event_id is not None else set()
-                elif write.event_id in plan.recorded:
-                    unchanged.recorded[write.event_id] = done
+            planned, proposals, unchanged = self._proposed(writes, stored, origin, numbers)
+            while self._find(writes, planned.outcomes):
+                planned, proposals, unchanged = self._proposed(writes, stored, origin, numbers)
+            self.kept.include(planned.kept)
             self._carry_out(unchanged, stored)
-            return Prepared(self._store.index_version, plan.outcomes, proposals, plan, stored)
+            return Prepared(self._store.index_version, planned.outcomes, proposals, planned, stored)
+
+    def _proposed(
+        self, writes: Sequence[Write], stored: Mapping[str, Stored], origin: str, numbers: Sequence[int]
+    ) -> tuple[Plan, dict[int, Proposal], Plan]:
+        """Plan `writes`; return the proposals of those that change something, and what the others are to be told again."""
+        planner = self._planner(writes, stored)
+        planned = planner.plan
+        proposals: dict[int, Proposal] = {}
+        unchanged = Plan(planned.first_index_version, planned.index_version)
+        proposed: set[str] = set()
+        for i, write in enumerate(writes):
+            if write.event_id is not None and write.event_id in proposed:
+                planner.hold(write)
+                continue
+            first = len(planned.events)
+            planner.add(write)
+            done = planned.outcomes[-1]
+            if not isinstance(done, Done):
+                continue
+            if len(planned.events) > first:
+                proposals[i] = replay.propose(write, origin, numbers[i], planned.events[first:], done)
+                proposed |= {write.event_id} if write.event_id is not None else set()
+            elif write.event_id in planned.recorded:
+                unchanged.recorded[write.event_id] = done
+        return planned, proposals, unchanged
 
     def confirm(self, prepared: Prepared) -> Applied:
         """Apply what was prepared, all of it, to the very state it was prepared against."""
@@ -132,8 +182,8 @@ class Writer:
             ids = dict.fromkeys(entry.id for batch in batches for one in batch.proposals for entry in one.entries)
             stored = self._stored(list(ids), with_vectors=with_vectors)
             assert batches[0].first_index_version == self._store.index_version + 1, "batches are applied in order"
-            plan, ended = replay.replay(batches, stored)
-            applied = self._carry_out(plan, stored)
+            planned, ended = replay.replay(batches, stored)
+            applied = self._carry_out(planned, stored)
             assert applied is not None, "a batch has changes"
             return applied, ended
 
@@ -144,10 +194,10 @@ class Writer:
         """
         with self.applying:
             stored = self._stored([one.document.id for one in copy.changes], with_vectors=True)
-            plan = replay.adopt(copy.changes, copy.through, self._store.index_version, stored)
-            plan.recorded.update(copy.recorded)
+            planned = replay.adopt(copy.changes, copy.through, self._store.index_version, stored)
+            planned.recorded.update(copy.recorded)
             self._store.raise_floor(copy.purged_through, copy.version_floor)
-            return self._carry_out(plan, stored)
+            return self._carry_out(planned, stored)
 
     def _load(self, writes: Sequence[Write], with_vectors: bool) -> dict[str, Stored]:
         """Return what the documents that `writes` name are now; with those vectors that a new one may be equal to."""

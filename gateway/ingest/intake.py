@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.engine import vectors
 from gateway.engine.types import Operation, Patch, Put, Remove, Spec, Write
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, NotFound
 from gateway.protocol import checks, messages
 from gateway.protocol.messages import JsonObject, RawVector
 
@@ -18,24 +18,55 @@ def write(command: messages.Write, size_bytes: int) -> Write:
         checks.document_id(command.event_id, "event_id")
     return Write(
         operations,
-        atomic=isinstance(command, messages.Upsert) and command.atomic,
+        atomic=isinstance(command, messages.Transaction) or (isinstance(command, messages.Upsert) and command.atomic),
         event_id=command.event_id,
         priority=command.priority,
         size_bytes=size_bytes,
-        listed_as="documents" if isinstance(command, messages.Upsert) and command.documents is not None else None,
+        listed_as=_listed_as(command),
     )
+
+
+def _listed_as(command: messages.Write) -> str | None:
+    match command:
+        case messages.Transaction():
+            return "operations"
+        case messages.Upsert(documents=list()):
+            return "documents"
+        case messages.Delete(ids=list()):
+            return "ids"
+        case _:
+            return None
+
+
+def field_of(write: Write, number: int, name: str) -> str:
+    """Return the path at which a field of the operation `number` stands in its command."""
+    return f"{write.listed_as}[{number}].{name}" if write.listed_as else name
 
 
 def check(write: Write, spec: Spec) -> None:
     """Raise InvalidVector unless the vectors of `write` fit the collection."""
     for i, operation in enumerate(write.operations):
         if isinstance(operation, Put) and operation.vector is not None:
-            vectors.check(
-                operation.vector,
-                spec.dimension,
-                spec.metric,
-                f"{write.listed_as}[{i}].vector" if write.listed_as else "vector",
-            )
+            vectors.check(operation.vector, spec.dimension, spec.metric, field_of(write, i, "vector"))
+
+
+def first_puts(write: Write, collection: str) -> list[tuple[int, Put]]:
+    """Return the upserts that make a document, with their numbers, in a collection that has none yet. Raises NotFound for
+    a patch of what isn't there.
+    """
+    there: set[str] = set()
+    first: list[tuple[int, Put]] = []
+    for i, operation in enumerate(write.operations):
+        if isinstance(operation, Remove):
+            there.discard(operation.id)
+        elif operation.id in there:
+            continue
+        elif isinstance(operation, Patch):
+            raise NotFound(f"no document {operation.id!r} in collection {collection!r}", field=field_of(write, i, "id"))
+        else:
+            there.add(operation.id)
+            first.append((i, operation))
+    return first
 
 
 def _operations(command: messages.Write) -> tuple[Operation, ...]:
@@ -43,12 +74,12 @@ def _operations(command: messages.Write) -> tuple[Operation, ...]:
         case messages.Upsert():
             return _upsert(command)
         case messages.Patch():
-            checks.document_id(command.id)
-            _check_fields(command.id, command.changes, command.content, "changes")
-            _check_version(command.if_version, "if_version")
-            return (Patch(command.id, command.changes, command.content, command.if_version),)
+            return (_patch(command),)
         case messages.Delete():
             return _delete(command)
+        case messages.Transaction():
+            checks.between(len(command.operations), 1, MAX_DOCUMENTS, "the number of operations")
+            return tuple(_operation(one, f"operations[{i}].") for i, one in enumerate(command.operations))
         case messages.ProductCreated():
             checks.document_id(command.product_id, "product_id")
             _check_fields(command.product_id, command.data, None, "data")
@@ -91,6 +122,25 @@ def put(
     _check_version(if_version, f"{at}if_version")
     parsed = None if vector is None else vectors.parse(vector, f"{at}vector")
     return Put(document_id, parsed, content, metadata, if_version)
+
+
+def _patch(one: messages.Patch | messages.PatchOperation, at: str = "") -> Patch:
+    checks.document_id(one.id, f"{at}id")
+    _check_fields(one.id, one.changes, one.content, f"{at}changes")
+    _check_version(one.if_version, f"{at}if_version")
+    return Patch(one.id, one.changes, one.content, one.if_version)
+
+
+def _operation(one: messages.Operation, at: str) -> Operation:
+    """Return one operation of a transaction, checked; `at` is where it stands in its command."""
+    match one:
+        case messages.PutOperation():
+            return put(one.id, one.vector, one.content, one.metadata, one.if_version, at)
+        case messages.PatchOperation():
+            return _patch(one, at)
+        case messages.DeleteOperation():
+            checks.document_id(one.id, f"{at}id")
+            return Remove(one.id)
 
 
 def _delete(command: messages.Delete) -> tuple[Operation, ...]:

@@ -17,9 +17,11 @@ from gateway.bus.bus import Bus, Listener
 from gateway.bus.local import LocalBus
 from gateway.embed.embedder import Embedder
 from gateway.engine.collection import Collection
+from gateway.engine.plan import Kept
 from gateway.engine.types import Answer, Applied, BatchComplete, Document, Done, Page, Span, Write
 from gateway.errors import HotindexError, Overloaded
-from gateway.ingest.commit import Bounds, Committer
+from gateway.ingest.commit import Committer
+from gateway.ingest.queue import Bounds
 from gateway.metrics import CollectionState, Metrics
 from gateway.node import queries
 from gateway.node.exchange import Info
@@ -81,6 +83,8 @@ class Hosted:
     ) -> None:
         self.collection = collection
         self.embedder = embedder
+        if embedder is not None:
+            collection.writer.embed_here = embedder.embed_here
         self.name = collection.spec.name
         self.spec = collection.spec
         self._read_wait_s = read_wait_s
@@ -158,8 +162,8 @@ class Hosted:
         starts = tuple(collection.writer.starts)
         return Info(self.spec, self.epoch, self.room.head, documents, purged, starts)
 
-    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
-        return await self.committer.submit(write)
+    async def submit(self, write: Write, wait: bool = True) -> asyncio.Future[Done | HotindexError]:
+        return await self.committer.submit(write, wait)
 
     async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:
         return await self.read(partial(self.collection.get, document_id, include_vector=include_vector))
@@ -204,6 +208,11 @@ class Hosted:
         """Return a page of the net change in `span`: at most `limit` documents, of about `limit_bytes`."""
         return await self.read(partial(self.collection.changes, span, limit, limit_bytes, with_vectors=with_vectors))
 
+    @property
+    def spared(self) -> Kept:
+        """Texts that didn't have to be embedded since the start, because the store had their vectors."""
+        return self.collection.writer.spared
+
     def state(self) -> CollectionState:
         live, dead = self.collection.graph_size
         return CollectionState(
@@ -219,4 +228,6 @@ class Hosted:
             subscribers=len(self.room),
             subscribers_behind=self.room.behind,
             writable=int(self.bus.fault is None),
+            unchanged_texts=self.collection.writer.kept.texts,
+            found_texts=self.collection.writer.found.texts,
         )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
 import structlog
 
 from gateway.bus.agreement import State
-from gateway.embed.embedder import Embedder
+from gateway.embed.catalog import Models
 from gateway.engine import lives
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.collection import PAGE_BYTES, Collection
@@ -26,13 +26,14 @@ from gateway.errors import (
     StorageUnavailable,
 )
 from gateway.ingest import intake
-from gateway.metrics import CollectionState, Metrics
+from gateway.metrics import CollectionState, Metrics, ModelState
 from gateway.node import answering, exchange, joining, queries
 from gateway.node.alone import Cluster, SingleNode
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
 from gateway.node.hosted import Hosted, Threads
 from gateway.node.joining import Again
+from gateway.node.rates import WriteRates
 from gateway.node.registry import Holding, Life
 from gateway.node.remote import Remote
 from gateway.node.rewriting import Rewriting
@@ -52,7 +53,7 @@ class Node:
     def __init__(
         self,
         directory: DataDirectory,
-        embedders: Mapping[str, Embedder],
+        models: Models,
         options: Options,
         metrics: Metrics,
         now: Callable[[], int],
@@ -61,7 +62,7 @@ class Node:
     ) -> None:
         self._checksum = checksum
         self._directory = directory
-        self._embedders = embedders
+        self._models = models
         self._options = options
         self._metrics = metrics
         self._now = now
@@ -69,9 +70,10 @@ class Node:
         self._hosted: dict[str, Hosted] = {}
         self._remotes: dict[str, Remote] = {}
         self._rewriting = Rewriting()
+        self._rates = WriteRates(options.writes_per_s, now)
         self._threads = Threads.start(options.cores)
         self._lifecycle = asyncio.Lock()
-        metrics.watch(self.states)
+        metrics.watch(self.states, self.models)
 
     @property
     def name(self) -> str:
@@ -102,8 +104,7 @@ class Node:
             self._remotes.clear()
             self._hosted.clear()
         self._threads.shut_down()
-        for embedder in self._embedders.values():
-            await embedder.close()
+        await self._models.close()
 
     async def faults(self) -> list[str]:
         """Return why this node can't do all of its job, one sentence each."""
@@ -112,6 +113,10 @@ class Node:
 
     def states(self) -> Iterator[CollectionState]:
         return (hosted.state() for hosted in self._hosted.values())
+
+    def models(self) -> list[ModelState]:
+        """Return what was asked of each model, and what was spared."""
+        return self._models.states((hosted.spec.model, hosted.spared) for hosted in self._hosted.values())
 
     def hosted(self, name: str | None) -> Hosted:
         """Return a collection (None: the default one). Raises InvalidArgument and NotFound."""
@@ -185,14 +190,14 @@ class Node:
         Raises InvalidArgument, and Conflict where there is one made differently.
         """
         checks.collection_name(name)
-        spec = queries.spec(name, settings, self._embedders)
+        spec = queries.spec(name, settings, self._models)
         try:
             served = await self.served(name)
         except NotFound:
             served, made = await self.make(spec), True
         else:
             made = False
-        if served.spec != queries.respec(served.spec, settings, self._embedders):
+        if served.spec != queries.respec(served.spec, settings, self._models):
             raise Conflict(
                 f"collection {name!r} exists with other settings: {queries.describe(served.spec)}", field="collection"
             )
@@ -228,6 +233,7 @@ class Node:
         hosted.room.close()
         await self._rewriting.stop(name)
         await hosted.stop()
+        self._models.retire(hosted.spec.model, hosted.spared)
         self._metrics.forget(name)
         await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
         log.info("collection_dropped", collection=name)
@@ -236,7 +242,8 @@ class Node:
         loop = asyncio.get_running_loop()
         life = await self.cluster.register(spec)
         path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
-        make = partial(Collection.create, path, life.spec, self._now, window_s, life.epoch)
+        cache_bytes = self._options.embedding_cache_bytes
+        make = partial(Collection.create, path, life.spec, self._now, window_s, life.epoch, cache_bytes)
         collection = await loop.run_in_executor(self._threads.upkeep, make)
         log.info("collection_created", collection=spec.name, dimension=spec.dimension, model=spec.model)
         return await self._host(collection)
@@ -285,6 +292,7 @@ class Node:
             old.room.abandon()
             await self._rewriting.stop(name)
             await old.stop()
+            self._models.retire(old.spec.model, old.spared)
             await self._put_in_place(name)
         log.warning("copied_anew", collection=name, agreed=agreed, changed_here=again)
 
@@ -310,13 +318,13 @@ class Node:
 
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
-        return Collection(path, self._now, self._options.idempotency_window_s, self._checksum)
+        window_s, cache_bytes = self._options.idempotency_window_s, self._options.embedding_cache_bytes
+        return Collection(path, self._now, window_s, self._checksum, cache_bytes)
 
     async def _host(self, collection: Collection) -> Hosted:
-        model = collection.spec.model
         hosted = Hosted(
             collection,
-            self._embedders.get(model) if model else None,
+            self._models.of(collection.spec),
             self._threads,
             self._metrics,
             self._options.bounds,
@@ -331,18 +339,20 @@ class Node:
         self._rewriting.start(hosted, self._directory.collection(hosted.name))
         return hosted
 
-    async def submit(self, command: messages.Write, size_bytes: int) -> Ticket:
-        """Check a write and queue it; waits where the queue is full. Raises what is wrong with the command itself.
+    async def submit(self, command: messages.Write, size_bytes: int, *, wait: bool = True) -> Ticket:
+        """Check a write and queue it; where the queue is full it waits, or, without `wait`, raises Overloaded. Raises
+        RateLimited, and what is wrong with the command itself.
 
         Submitted one after the other, writes on one document are applied in that order.
         """
-        return await self.submit_write(command.collection, intake.write(command, size_bytes))
+        return await self.submit_write(command.collection, intake.write(command, size_bytes), wait=wait)
 
-    async def submit_write(self, name: str | None, write: Write) -> Ticket:
+    async def submit_write(self, name: str | None, write: Write, *, wait: bool = True) -> Ticket:
         name = self.resolve(name)
         served = self._hosted.get(name) or await self._to_write_to(name, write)
         intake.check(write, served.spec)
-        return Ticket(name, await served.submit(write))
+        self._rates.take(served, len(write.operations))
+        return Ticket(name, await served.submit(write, wait))
 
     async def _to_write_to(self, name: str, write: Write) -> Served:
         try:
@@ -355,18 +365,15 @@ class Node:
         puts = [operation for operation in write.operations if isinstance(operation, Put)]
         if not puts:
             raise NotFound(f"no collection {name!r}", field="collection")
+        first = intake.first_puts(write, name)
         vectors = [put.vector for put in puts if put.vector is not None]
-        if vectors:
-            spec = Spec(name, len(vectors[0]), Metric.COSINE)
-        else:
-            embedder = self._embedders[self._options.default_model]
-            spec = Spec(name, embedder.dimension, Metric.COSINE, embedder.name)
+        spec = Spec(name, len(vectors[0]), Metric.COSINE) if vectors else queries.default_spec(name, self._models)
         intake.check(write, spec)
-        for put in puts:
+        for i, put in first:
             if put.vector is None and not (spec.model and (put.content or build_text(put.metadata or {}))):
                 raise InvalidArgument(
                     f"document {put.id!r} has no vector, and nothing that a model of collection {name!r} could embed",
-                    field="vector",
+                    field=intake.field_of(write, i, "vector"),
                 )
         return await self.make(spec)
 
@@ -396,7 +403,7 @@ class Node:
     async def answer(self, name: str, call: str, body: bytes) -> bytes:
         """Answer another node. Raises a HotindexError."""
         if call == "make":
-            await self.make(queries.forwarded_spec(name, body, self._embedders))
+            await self.make(queries.forwarded_spec(name, body, self._models))
             return b""
         return await answering.answer(self._hosted_for_another(name), call, body)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeVar
@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import msgspec
 import numpy as np
 
+from gateway.embed.catalog import Models
 from gateway.embed.embedder import Embedder
 from gateway.engine import vectors
 from gateway.engine.collection import Collection
@@ -42,35 +43,43 @@ class CollectionSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     separator: str | None = None
 
 
-def spec(name: str, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
+def spec(name: str, settings: CollectionSettings, models: Models) -> Spec:
     """Return the spec of a new collection. Raises InvalidArgument."""
     dimension = settings.dimension
+    identity = None
     if settings.model is not None:
-        if settings.model not in embedders:
-            known = ", ".join(embedders)
-            raise InvalidArgument(f"model {settings.model!r} is not known here; known are {known}", field="model")
-        model_dimension = embedders[settings.model].dimension
-        if dimension not in (None, model_dimension):
+        model = models.known(settings.model)
+        if dimension not in (None, model.dimension):
             raise InvalidArgument(
-                f"dimension is {dimension}; the model {settings.model!r} makes {model_dimension}", field="dimension"
+                f"dimension is {dimension}; the model {settings.model!r} makes {model.dimension}", field="dimension"
             )
-        dimension = model_dimension
+        dimension, identity = model.dimension, model.identity
     if dimension is None:
         raise InvalidArgument("a collection needs a dimension or a model", field="dimension")
     checks.between(dimension, 1, vectors.MAX_DIMENSION, "dimension")
-    return _with_fields(
-        _graph(Spec(name, dimension, settings.metric or Metric.COSINE, settings.model), settings), settings
-    )
+    metric = settings.metric or Metric.COSINE
+    made = Spec(name, dimension, metric, settings.model, model_identity=identity)
+    return _with_fields(_graph(made, settings), settings)
 
 
-def forwarded_spec(name: str, body: bytes, embedders: Mapping[str, Embedder]) -> Spec:
+def default_spec(name: str, models: Models) -> Spec:
+    """Return the spec of a collection that a first write without vectors makes. Raises InvalidArgument."""
+    if models.default is None:
+        raise InvalidArgument(
+            f"there is no collection {name!r}, and setting default_model is none: documents need vectors",
+            field="vector",
+        )
+    return spec(name, CollectionSettings(model=models.default.name), models)
+
+
+def forwarded_spec(name: str, body: bytes, models: Models) -> Spec:
     """Return the spec of a collection that another node asks to make. Raises InvalidMessage, InvalidArgument."""
     checks.collection_name(name)
     try:
         settings = msgspec.msgpack.decode(body, type=CollectionSettings)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidMessage(f"make: {error}") from None
-    return spec(name, settings, embedders)
+    return spec(name, settings, models)
 
 
 def settings_of(spec: Spec) -> CollectionSettings:
@@ -79,7 +88,7 @@ def settings_of(spec: Spec) -> CollectionSettings:
     return CollectionSettings(**fields)
 
 
-def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Embedder]) -> Spec:
+def respec(found: Spec, settings: CollectionSettings, models: Models) -> Spec:
     """Return the spec `settings` asks for where a collection exists: what is left out is as found."""
     asked = CollectionSettings(
         dimension=settings.dimension or (None if settings.model else found.dimension),
@@ -93,14 +102,16 @@ def respec(found: Spec, settings: CollectionSettings, embedders: Mapping[str, Em
         text_fields=settings.text_fields if settings.text_fields is not None else found.text_fields,
         separator=settings.separator if settings.separator is not None else found.separator,
     )
-    return replace(spec(found.name, asked, embedders), model_identity=found.model_identity)
+    return replace(spec(found.name, asked, models), model_identity=found.model_identity)
 
 
 def describe(spec: Spec) -> str:
     """Return the settings of a collection for people."""
     settings = msgspec.to_builtins(spec)
     return ", ".join(
-        f"{name} {value}" for name, value in settings.items() if name != "name" and value not in (None, [])
+        f"{name} {value}"
+        for name, value in settings.items()
+        if name not in ("name", "model_identity") and value not in (None, [])
     )
 
 

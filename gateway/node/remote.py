@@ -20,7 +20,8 @@ from gateway.engine.plan import WriteOutcome
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
 from gateway.errors import HotindexError, NotFound, Overloaded
 from gateway.faults import internal
-from gateway.ingest.commit import Bounds, Committer
+from gateway.ingest.commit import Committer
+from gateway.ingest.queue import Bounds
 from gateway.node import exchange
 from gateway.node.exchange import ChangesCall, GetCall, Info
 from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
@@ -155,8 +156,8 @@ class Remote:
     async def info(self) -> Info:
         return await self._calls.call("info", b"", exchange.decode_info)
 
-    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
-        return await self.committer.submit(write)
+    async def submit(self, write: Write, wait: bool = True) -> asyncio.Future[Done | HotindexError]:
+        return await self.committer.submit(write, wait)
 
     async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:
         body = exchange.encode(GetCall(document_id, include_vector))

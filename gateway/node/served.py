@@ -29,8 +29,10 @@ class Served(Protocol):
 
     async def info(self) -> Info: ...
 
-    async def submit(self, write: Write) -> asyncio.Future[Done | HotindexError]:
-        """Queue a write, waiting while the queue is full; return the future of its outcome. See `Committer.submit`."""
+    async def submit(self, write: Write, wait: bool = True) -> asyncio.Future[Done | HotindexError]:
+        """Queue a write, and return the future of its outcome. While the queue is full it waits, or raises Overloaded. See
+        `Committer.submit`.
+        """
         ...
 
     async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None:

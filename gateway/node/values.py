@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gateway.engine.types import Done
 from gateway.errors import HotindexError
-from gateway.ingest.commit import Bounds
+from gateway.ingest.queue import Bounds
 from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import messages
 from gateway.push.events import Variant
@@ -21,14 +21,16 @@ class Options:
 
     node: str
     default_collection: str
-    default_model: str
     timing: Timing
     idempotency_window_s: float
+    embedding_cache_bytes: int
     read_wait_s: float
     cores: int
     hot: HotLimits
     bounds: Bounds
     room: RoomLimits
+    writes_per_s: float = 0.0
+    """Documents a second that may be written to a collection here; 0 is no limit."""
 
 
 @dataclass(frozen=True, slots=True)

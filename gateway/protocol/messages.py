@@ -79,6 +79,28 @@ class Delete(WriteCommand, frozen=True, kw_only=True):
     ids: list[str] | None = None
 
 
+class PutOperation(DocumentInput, frozen=True, kw_only=True, tag_field="action", tag="upsert"):
+    pass
+
+
+class PatchOperation(msgspec.Struct, frozen=True, kw_only=True, tag_field="action", tag="patch"):
+    id: str
+    changes: JsonObject
+    content: str | None = None
+    if_version: int | None = None
+
+
+class DeleteOperation(msgspec.Struct, frozen=True, kw_only=True, tag_field="action", tag="delete"):
+    id: str
+
+
+Operation: TypeAlias = PutOperation | PatchOperation | DeleteOperation
+
+
+class Transaction(WriteCommand, frozen=True, kw_only=True):
+    operations: list[Operation]
+
+
 class Get(CollectionCommand, frozen=True, kw_only=True):
     id: str
     include: tuple[Include, ...] = ()
@@ -111,7 +133,7 @@ class ProductDeleted(WriteCommand, frozen=True, kw_only=True):
     product_id: str
 
 
-Write: TypeAlias = Upsert | Patch | Delete | ProductCreated | ProductUpdated | ProductDeleted
+Write: TypeAlias = Upsert | Patch | Delete | Transaction | ProductCreated | ProductUpdated | ProductDeleted
 Read: TypeAlias = Get | Search
 
 COMMANDS: dict[str, type[Command]] = {
@@ -121,6 +143,7 @@ COMMANDS: dict[str, type[Command]] = {
     "upsert": Upsert,
     "patch": Patch,
     "delete": Delete,
+    "transaction": Transaction,
     "get": Get,
     "search": Search,
     "product_created": ProductCreated,

@@ -17,6 +17,7 @@ import msgspec
 
 from gateway.errors import Conflict, HotindexError, Internal, InvalidArgument, RateLimited, TooLarge
 from gateway.protocol import messages
+from gateway.protocol.bucket import TokenBucket
 from gateway.protocol.codec import Codec, Rejected
 from gateway.protocol.messages import Command, Message, Ref
 from gateway.protocol.timestamps import iso
@@ -55,26 +56,6 @@ class State(Enum):
     CLOSED = auto()
 
 
-class _TokenBucket:
-    """Fills by `per_s` tokens a second, up to a second's worth, and at least one."""
-
-    def __init__(self, per_s: float, now: Callable[[], int]) -> None:
-        self._per_s = per_s
-        self._now = now
-        self._tokens = self._most = max(1.0, per_s)
-        self._at = now()
-
-    def take(self) -> float:
-        """Take a token and return 0; or take none, and return the seconds until there is one."""
-        at = self._now()
-        self._tokens = min(self._most, self._tokens + max(0, at - self._at) * self._per_s / 1e6)
-        self._at = at
-        if self._tokens >= 1:
-            self._tokens -= 1
-            return 0.0
-        return (1 - self._tokens) / self._per_s
-
-
 class Session:
     """`now` gives microseconds since the epoch."""
 
@@ -87,7 +68,7 @@ class Session:
         self._now = now
         self._in_flight = 0
         self._in_flight_bytes = 0
-        self._commands = _TokenBucket(limits.commands_per_s, now) if limits.commands_per_s else None
+        self._commands = TokenBucket(limits.commands_per_s, now) if limits.commands_per_s else None
 
     def open(self, node: str, ping_interval_s: float) -> bytes:
         """Return the greeting."""

@@ -110,6 +110,7 @@ class Conversation:
                 messages.Upsert()
                 | messages.Patch()
                 | messages.Delete()
+                | messages.Transaction()
                 | messages.ProductCreated()
                 | messages.ProductUpdated()
                 | messages.ProductDeleted()

@@ -1,8 +1,12 @@
-"""The HTTP edge: routes to the node, JSON or MessagePack in and out."""
+"""The HTTP edge: routes to the node, JSON or MessagePack in and out.
+
+It is long because all that touches aiohttp's requests is here.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import zlib
 from collections.abc import Awaitable, Callable
@@ -35,12 +39,16 @@ from gateway.protocol.session import error_message
 from gateway.push.events import Events, Variant
 from gateway.push.room import Subscriber
 from gateway.server import replies
+from gateway.server.bodies import Bodies
 from gateway.server.ndjson import NDJSON_TYPE, load
 from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
 from gateway.server.streams import EventStream
 
 MAX_CHANGES = 10_000
 _PEER_FACTOR = 4
+_STREAM_BYTES = 256 << 10
+"""What a body of NDJSON counts as: it is read as fast as it is committed, and never whole in memory."""
+_BODY_S = 60.0
 
 _MSGPACK_TYPE = "application/msgpack"
 _STATUS = {
@@ -114,16 +122,23 @@ class HttpServer:
     """Serves the node between `start` and `stop`."""
 
     def __init__(
-        self, node: Node, metrics: Metrics, message_bytes: int, max_streams: int, ping_interval_s: float
+        self,
+        node: Node,
+        metrics: Metrics,
+        message_bytes: int,
+        max_streams: int,
+        ping_interval_s: float,
+        max_body_bytes: int = 256 << 20,
     ) -> None:
         self._node = node
         self._metrics = metrics
         self._max_streams = max_streams
         self._message_bytes = message_bytes
         self._ping_interval_s = ping_interval_s
+        self._bodies = Bodies(max_body_bytes)
         self._streams: dict[EventStream, asyncio.Task[Any] | None] = {}
         self._keepalive: asyncio.Task[None] | None = None
-        app = web.Application(middlewares=[self._counted], client_max_size=message_bytes)
+        app = web.Application(middlewares=[self._counted, self._bounded], client_max_size=message_bytes)
         collection = "/v1/collections/{collection}"
         app.add_routes(
             [
@@ -138,12 +153,14 @@ class HttpServer:
                 web.get(f"{collection}/documents/{{id:.+}}", self._get),
                 web.patch(f"{collection}/documents/{{id:.+}}", self._patch),
                 web.delete(f"{collection}/documents/{{id:.+}}", self._delete),
+                web.post(f"{collection}/transaction", self._transact),
                 web.post(f"{collection}/search", self._search),
                 web.get(f"{collection}/changes", self._changes),
                 web.get(f"{collection}/stream", self._stream),
                 web.post(f"{collection}/snapshot", self._snapshot),
                 web.get(f"{collection}/digest", self._digest),
                 web.get("/v1/nodes", self._nodes),
+                web.get("/v1/stats", self._stats),
                 web.post(f"{peers.PATH}/{{collection}}/{{call}}", self._answer_peer),
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
@@ -209,15 +226,21 @@ class HttpServer:
     async def _nodes(self, request: web.Request) -> web.Response:
         return _respond(request, {"nodes": await self._node.cluster.nodes()})
 
+    async def _stats(self, request: web.Request) -> web.Response:
+        node = self._node
+        return _respond(request, {"node": node.name, "models": node.models(), "collections": list(node.states())})
+
     async def _answer_peer(self, request: web.Request) -> web.StreamResponse:
         """Answer another node."""
         name, call = request.match_info["collection"], request.match_info["call"]
         # What a client sends may be longer in the form in which nodes pass it on.
-        body = await request.clone(client_max_size=_PEER_FACTOR * self._message_bytes).read()
+        most = _PEER_FACTOR * self._message_bytes
         try:
-            if call == "relay":
-                return await self._relay(request, name, body)
-            answer = await self._node.answer(name, call, body)
+            with self._bodies.holding(_body_bytes(request, most)):
+                body = await _read(request.clone(client_max_size=most))
+                if call == "relay":
+                    return await self._relay(request, name, body)
+                answer = await self._node.answer(name, call, body)
         except HotindexError as error:
             failure = exchange.encode(exchange.failure(error))
             return web.Response(status=peers.REFUSED, body=failure, content_type=_MSGPACK_TYPE)
@@ -234,9 +257,18 @@ class HttpServer:
 
     async def _upsert(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
-        if request.content_type == NDJSON_TYPE:
+        if self._is_ndjson(request):
             return _respond(request, await load(self._node, name, request.content.iter_any()))
         command = msgspec.structs.replace(await _body(request, messages.Upsert), collection=name)
+        return await self._submit(request, command)
+
+    def _is_ndjson(self, request: web.Request) -> bool:
+        return request.match_info.handler == self._upsert and request.content_type == NDJSON_TYPE
+
+    async def _transact(self, request: web.Request) -> web.Response:
+        command = msgspec.structs.replace(
+            await _body(request, messages.Transaction), collection=request.match_info["collection"]
+        )
         return await self._submit(request, command)
 
     async def _patch(self, request: web.Request) -> web.Response:
@@ -262,7 +294,7 @@ class HttpServer:
 
     async def _submit(self, request: web.Request, command: messages.Write) -> web.Response:
         request[_COMMAND] = messages.name_of(command)
-        ticket = await self._node.submit(command, len(await request.read()))
+        ticket = await self._node.submit(command, len(await request.read()), wait=False)
         return _respond(request, replies.ack(ticket.collection, await ticket.done()))
 
     async def _get(self, request: web.Request) -> web.Response:
@@ -384,6 +416,15 @@ class HttpServer:
             if command := request.get(_COMMAND):
                 self._metrics.count_command(command, outcome)
 
+    @web.middleware
+    async def _bounded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Refuse a request whose body there is no room for, before that is read."""
+        if request.match_info.handler == self._answer_peer:
+            return await handler(request)  # another node is refused in its own terms
+        size_bytes = _STREAM_BYTES if self._is_ndjson(request) else _body_bytes(request, self._message_bytes)
+        with self._bodies.holding(size_bytes):
+            return await handler(request)
+
 
 class _Refused(Exception):
     """A request that is answered with the contract's error object."""
@@ -418,7 +459,7 @@ def _refuse(request: web.Request, error: HotindexError, status: int | None = Non
     message = error_message(error)
     response = _respond(request, message, status=status or _STATUS.get(error.code, 400))
     if message.retry_after_s is not None:
-        response.headers["Retry-After"] = str(max(1, round(message.retry_after_s)))
+        response.headers["Retry-After"] = str(max(1, math.ceil(message.retry_after_s)))
     return response
 
 
@@ -434,8 +475,27 @@ def _respond(request: web.Request, body: object, status: int = 200) -> web.Respo
 
 async def _body(request: web.Request, kind: type[_T]) -> _T:
     codec = MSGPACK if request.content_type == _MSGPACK_TYPE else JSON
-    body: _T = codec.decode(await request.read(), kind)
+    body: _T = codec.decode(await _read(request), kind)
     return body
+
+
+async def _read(request: web.Request) -> bytes:
+    """Return the body, which must not take for ever: it is counted until it has come."""
+    try:
+        async with asyncio.timeout(_BODY_S):
+            return await request.read()
+    except TimeoutError:
+        raise InvalidMessage(f"the body didn't come whole within {_BODY_S:g} s") from None
+
+
+def _body_bytes(request: web.Request, most: int) -> int:
+    """Return what a body takes, or may take. Raises TooLarge."""
+    if not request.can_read_body:
+        return 0
+    length = request.content_length
+    if length is not None and length > most:
+        raise TooLarge(f"the body has {length} bytes; the limit is {most}")
+    return most if length is None else length
 
 
 def _named(request: web.Request, in_body: str | None) -> str | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 
 import msgspec
 
 from gateway.engine.types import Write
-from gateway.errors import HotindexError, TooLarge
+from gateway.errors import HotindexError, RateLimited, TooLarge
 from gateway.ingest import intake
 from gateway.node.node import Node
 from gateway.node.values import Ticket
@@ -81,7 +82,7 @@ async def load(node: Node, collection: str, body: AsyncIterator[bytes]) -> Loade
         try:
             document = JSON.decode(line, DocumentInput)
             put = intake.put(document.id, document.vector, document.content, document.metadata, document.if_version)
-            under_way.append((number, await node.submit_write(name, Write((put,), size_bytes=len(line)))))
+            under_way.append((number, await _submitted(node, name, Write((put,), size_bytes=len(line)))))
         except HotindexError as error:
             tally.fail(number, error)
         if len(under_way) >= _IN_FLIGHT:
@@ -99,6 +100,15 @@ async def load(node: Node, collection: str, body: AsyncIterator[bytes]) -> Loade
         index_version=tally.index_version,
         errors=sorted(tally.errors, key=lambda error: error.line),
     )
+
+
+async def _submitted(node: Node, collection: str, write: Write) -> Ticket:
+    """Queue a write as soon as the collection's rate allows; nothing is read meanwhile."""
+    while True:
+        try:
+            return await node.submit_write(collection, write)
+        except RateLimited as limited:
+            await asyncio.sleep(limited.retry_after_s)
 
 
 async def _lines(body: AsyncIterator[bytes]) -> AsyncIterator[bytes | HotindexError]:

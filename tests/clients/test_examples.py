@@ -76,3 +76,25 @@ def test_plain_http(gateway: GatewayProcess) -> None:
     assert found["results"][0]["id"] == "item-1"
     assert deleted["results"][0]["status"] == "deleted"
     assert missing["code"] == "not_found"
+
+
+def test_transaction(gateway: GatewayProcess) -> None:
+    for order, event, version in (("inserted", "insert", 1), ("updated", "update", 3)):
+        applied, told, refused, desk = run("transaction.py", gateway.ws)
+        assert applied == f"applied: [('lamp', 'updated'), ('order 1', '{order}')]"
+        assert told == f"told:    ['update', '{event}', 'batch_complete']"
+        assert refused == f"refused: document 'lamp' has version {version + 1}, not {version}"
+        assert desk == "desk:    {'stock': 1}"
+    with hotindex.sync.Client(gateway.ws) as client, pytest.raises(hotindex.NotFound):
+        client.get("orders", "order 2")
+
+
+def test_delta(gateway: GatewayProcess) -> None:
+    for _ in range(2):
+        price, name, refused, end = run("delta.py", gateway.ws)
+        assert price == "price changed: 80 | the vector too: False"
+        assert name == (
+            "name changed: {'name': 'Mountain boot', 'category': 'Shoes', 'price': 80} | the vector too: True"
+        )
+        assert refused.startswith("refused: written for version ")
+        assert end == "in the end: {'name': 'Mountain boot', 'category': 'Shoes', 'price': 70}"

@@ -270,6 +270,57 @@ async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: 
         await level(*hosts)
 
 
+async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(fleet: Fleet) -> None:
+    async with edged(fleet) as (hosts, edge, socket), json_socket(edge.ws) as watcher:
+        documents = [{"id": "x", "vector": [1, 2]}, {"id": "y", "vector": [1, 2]}]
+        await socket.reply(action="upsert", collection="m", documents=documents)
+        await watcher.reply(action="subscribe", collection="m")
+        operations: list[dict[str, Any]] = [
+            {"action": "upsert", "id": "z", "vector": [1, 3], "metadata": {"n": 1}},
+            {"action": "patch", "id": "z", "changes": {"n": 2}},
+            {"action": "delete", "id": "y"},
+            {"action": "patch", "id": "x", "changes": {"n": 3}, "if_version": 1},
+        ]
+        command = {"action": "transaction", "collection": "m", "operations": operations, "event_id": "e"}
+        wrong = {"action": "upsert", "id": "w", "vector": [0, 0]}
+        refused = await socket.reply(**{**command, "operations": [*operations, wrong]})
+        assert (refused["code"], refused["field"]) == ("invalid_vector", "operations[4].vector")
+        gone = {"action": "patch", "id": "y", "changes": {}}
+        assert (await socket.reply(**{**command, "operations": [*operations, gone]}))["code"] == "not_found"
+        ack = await socket.reply(**command)
+        assert [result["status"] for result in ack["results"]] == ["inserted", "updated", "deleted", "updated"]
+        await level(*hosts)
+        again = await ask(
+            hosts[0], "/v1/collections/m/transaction", "POST", {"operations": operations, "event_id": "e"}
+        )
+        assert {result["status"] for result in again["results"]} == {"duplicate"}
+        events = await watcher.events(5)
+        assert [(event["event_type"], event["index_version"]) for event in events] == [
+            ("insert", 3),
+            ("update", 4),
+            ("delete", 5),
+            ("update", 6),
+            ("batch_complete", 6),
+        ]
+        assert (events[-1]["count"], events[-1]["first_index_version"]) == (4, 3)
+        await level(*hosts)
+
+
+async def test_the_rate_of_writes_is_that_of_the_node_they_first_come_to(fleet: Fleet) -> None:
+    async with (
+        fleet.node("host", max_writes_per_s=0.1) as (_, at_host),
+        fleet.node("edge", collections="nothing", max_writes_per_s=5) as (_, at_edge),
+    ):
+        await until(at_edge, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+        ids = [f"{i}" for i in range(5)]
+        ack = await until(at_edge, "ack", action="delete", collection="m", ids=ids)
+        assert len(ack["results"]) == 5, "the host doesn't count what is forwarded"
+        refused = await at_edge.reply(action="delete", collection="m", ids=ids)
+        assert (refused["code"], 0 < refused["retry_after_s"] <= 1) == ("rate_limited", True)
+        assert (await at_host.reply(action="delete", collection="m", id="y"))["type"] == "ack"
+        assert (await at_host.reply(action="delete", collection="m", id="y"))["code"] == "rate_limited"
+
+
 async def test_the_room_at_an_edge_is_the_room(fleet: Fleet) -> None:
     async with edged(fleet) as (_, edge, socket), json_socket(edge.ws) as filtered, json_socket(edge.ws) as late:
         await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2], metadata={"kind": "a"})

@@ -34,7 +34,7 @@ def hotindex(gateway: GatewayProcess, *arguments: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
         timeout=30,
-        env={**os.environ, "HOTINDEX_URL": gateway.ws, "COLUMNS": "200"},
+        env={**os.environ, "HOTINDEX_URL": gateway.ws, "HOTINDEX_HTTP_URL": gateway.http, "COLUMNS": "200"},
         check=False,
     )
 
@@ -108,12 +108,16 @@ def test_errors_are_one_line(gateway: GatewayProcess, arguments: list[str], stat
     assert words in line
 
 
-@pytest.mark.parametrize(
-    ("line", "words"), [("{broken", "a.jsonl:2"), ('{"name":"x"}', "string id"), ("[]", "string id")]
-)
-def test_a_bad_line_is_named(gateway: GatewayProcess, tmp_path: Path, line: str, words: str) -> None:
-    file = write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]), line)
-    run = hotindex(gateway, "load", str(file), "-c", "never")
-    assert run.returncode == 2
-    assert words in run.stderr
-    assert "a.jsonl:2" in run.stderr
+def test_stats_show_what_models_were_asked_and_spared(tmp_path: Path) -> None:
+    file = write(tmp_path / "a.jsonl", *map(json.dumps, MOVIES))
+    with GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway:
+        for _ in range(2):
+            assert hotindex(gateway, "load", str(file), "-c", "films").returncode == 0
+        stats = json.loads(hotindex(gateway, "stats", "--json").stdout)
+        shown = hotindex(gateway, "stats").stdout
+    (model,) = stats["models"]
+    assert (model["name"], model["texts"], model["saved_texts"]) == ("static-minilm-256", len(MOVIES), len(MOVIES))
+    (films,) = stats["collections"]
+    assert (films["documents"], films["unchanged_texts"], films["found_texts"]) == (len(MOVIES), len(MOVIES), 0)
+    assert "static-minilm-256" in shown
+    assert "films" in shown

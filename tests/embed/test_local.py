@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from gateway.embed.local import LocalEmbedder
+from gateway.embed.local import LocalModel
 
 
 async def test_texts_that_mean_alike_are_near_each_other() -> None:
-    embedder = LocalEmbedder()
+    embedder = LocalModel()
     texts = ["a crew travels through space", "astronauts on a rocket to mars", "a chef opens an Italian restaurant"]
     rows = np.array(await embedder.embed(texts), np.float32)
     await embedder.close()
@@ -18,7 +18,7 @@ async def test_texts_that_mean_alike_are_near_each_other() -> None:
 
 
 async def test_a_text_has_the_same_vector_whatever_it_is_embedded_with() -> None:
-    embedder = LocalEmbedder()
+    embedder = LocalModel()
     (alone,) = await embedder.embed(["zombie horror"])
     among = await embedder.embed(["a", "zombie horror", "something much longer than the others, to be sure"])
     await embedder.close()

@@ -107,7 +107,7 @@ def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(path) as connection:
         connection.execute(f"PRAGMA user_version={database.FORMAT + 1}")
     connection.close()
-    with pytest.raises(StorageUnavailable, match="format 2"):
+    with pytest.raises(StorageUnavailable, match=f"format {database.FORMAT + 1}"):
         Store(path)
 
 

@@ -11,22 +11,35 @@ from pathlib import Path
 import pytest
 
 from gateway.bus.local import LocalBus
+from gateway.embed.model import Batch, Usage
+from gateway.embed.pipeline import Pipeline
 from gateway.engine.collection import Collection
 from gateway.engine.types import Applied, Change, Done, Metric, Patch, Put, Spec, Vector, Write
-from gateway.errors import EmbeddingUnavailable, HotindexError, InvalidArgument, NotFound, StorageUnavailable
-from gateway.ingest.commit import Bounds, Committer
+from gateway.errors import (
+    EmbeddingUnavailable,
+    HotindexError,
+    InvalidArgument,
+    NotFound,
+    Overloaded,
+    StorageUnavailable,
+)
+from gateway.ingest.commit import Committer
+from gateway.ingest.queue import Bounds
 from tests.engine.support import make, nearest, put, vector, write
 
 SPEC = Spec("texts", 4, Metric.COSINE, "gated")
 
 
-class GatedEmbedder:
+class GatedModel:
     """Embeds "1 2 3 4" as the vector of these numbers, once `gate` is open."""
 
-    name = "gated"
+    name = identity = "gated"
     dimension = 4
+    concurrency = 8
+    batch = Batch(1000, 1 << 20)
 
     def __init__(self) -> None:
+        self.usage = Usage()
         self.gate = asyncio.Event()
         self.gate.set()
         self.calls: list[list[str]] = []
@@ -38,6 +51,9 @@ class GatedEmbedder:
         if self.error:
             raise self.error
         return [_numbers(text) for text in texts]
+
+    def embed_here(self, texts: Sequence[str]) -> dict[str, Vector]:
+        return {}
 
     async def close(self) -> None:
         pass
@@ -68,10 +84,10 @@ class Log:
 
 
 class Harness:
-    def __init__(self, committer: Committer, collection: Collection, embedder: GatedEmbedder, log: Log) -> None:
+    def __init__(self, committer: Committer, collection: Collection, model: GatedModel, log: Log) -> None:
         self.committer = committer
         self.collection = collection
-        self.embedder = embedder
+        self.model = model
         self.log = log
         self.hold = asyncio.Event()
         self.hold.set()
@@ -86,22 +102,24 @@ class Harness:
 @asynccontextmanager
 async def running(path: Path, **bounds: int) -> AsyncIterator[Harness]:
     collection = make(path / "texts", SPEC)
-    embedder, log = GatedEmbedder(), Log()
+    model, log = GatedModel(), Log()
+    pipeline = Pipeline(model)
     executor = ThreadPoolExecutor(1)
 
     async def before_commit() -> None:
         await harness.hold.wait()
 
     bus = LocalBus(collection, log, executor, before_commit)
-    committer = Committer("texts", embedder, bus, Bounds(**bounds), lambda: 0.0, lambda _: None)
-    harness = Harness(committer, collection, embedder, log)
+    committer = Committer("texts", pipeline, bus, Bounds(**bounds), lambda: 0.0, lambda _: None)
+    harness = Harness(committer, collection, model, log)
     committer.start()
     try:
         yield harness
     finally:
         harness.hold.set()
-        embedder.gate.set()
+        model.gate.set()
         await committer.stop()
+        await pipeline.close()
         executor.shutdown()
         collection.close()
 
@@ -143,20 +161,20 @@ async def test_texts_of_many_writes_are_embedded_in_one_call(tmp_path: Path) -> 
         submitted = await harness.submit(text("a", "1 0 0 0"), text("b", "0 1 0 0"), text("c", "1 0 0 0"))
         harness.hold.set()
         assert all(isinstance(one, Done) for one in await asyncio.gather(*submitted))
-        assert harness.embedder.calls == [["1 0 0 0", "0 1 0 0"]]
+        assert harness.model.calls == [["1 0 0 0", "0 1 0 0"]]
         assert nearest(harness.collection, 0, 1, 0, 0, k=1) == ["b"]
 
 
 async def test_order_per_document_holds_while_others_pass(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
-        harness.embedder.gate.clear()
+        harness.model.gate.clear()
         slow, patched, other = await harness.submit(
             text("a", "1 0 0 0"), Write((Patch("a", {"x": 1}),)), write(put("b", 0, 1, 0, 0))
         )
         assert isinstance(await other, Done)
         assert not slow.done()
         assert not patched.done()
-        harness.embedder.gate.set()
+        harness.model.gate.set()
         assert isinstance(await slow, Done)
         assert isinstance(await patched, Done), "the patch came after the insert it needs"
         assert harness.log.ids == ["b", "a", "a"]
@@ -190,18 +208,18 @@ async def test_a_text_without_a_vector_fails_its_write_alone(tmp_path: Path) -> 
 
 async def test_an_embedder_that_is_away_fails_only_what_needs_it(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
-        harness.embedder.error = EmbeddingUnavailable("away")
+        harness.model.error = EmbeddingUnavailable("away")
         bad, good = await harness.ended(text("a", "1 0 0 0"), write(put("b", 1, 0, 0, 0)))
         assert isinstance(bad, EmbeddingUnavailable)
         assert isinstance(good, Done)
-        harness.embedder.error = None
+        harness.model.error = None
         (again,) = await harness.ended(text("a", "1 0 0 0"))
         assert isinstance(again, Done)
 
 
 async def test_a_bug_in_an_embedder_is_told_as_internal(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
-        harness.embedder.error = ZeroDivisionError("oops")
+        harness.model.error = ZeroDivisionError("oops")
         (bad,) = await harness.ended(text("a", "1 0 0 0"))
         assert isinstance(bad, HotindexError)
         assert bad.code == "internal"
@@ -246,10 +264,10 @@ async def test_a_failing_disk_is_told_to_every_writer_and_nothing_is_half_done(t
 
 async def test_stop_finishes_what_was_submitted(tmp_path: Path) -> None:
     async with running(tmp_path) as harness:
-        harness.embedder.gate.clear()
+        harness.model.gate.clear()
         submitted = await harness.submit(text("a", "1 0 0 0"), write(put("b", 1, 0, 0, 0)), Write((Patch("a", {}),)))
         stopping = asyncio.create_task(harness.committer.stop())
-        harness.embedder.gate.set()
+        harness.model.gate.set()
         await stopping
         assert all(isinstance(one.result(), Done) for one in submitted)
         with pytest.raises(HotindexError, match="shutting down"):
@@ -265,3 +283,41 @@ async def test_an_abandoned_write_is_still_applied(tmp_path: Path) -> None:
         (missing,) = await harness.ended(Write((Patch("nobody", {}),)))
         assert isinstance(missing, NotFound)
         assert harness.log.ids == ["a"]
+
+
+async def test_writes_on_one_document_share_a_call_of_the_model(tmp_path: Path) -> None:
+    """Each waited for the one before it: a hundred changes of a text took a hundred times the model's latency."""
+    async with running(tmp_path) as harness:
+        harness.model.gate.clear()
+        submitted = await harness.submit(*(text("a", f"1 {i} 0 0") for i in range(50)))
+        while sum(map(len, harness.model.calls)) < 50:
+            await asyncio.sleep(0.001)
+        assert len(harness.model.calls) <= 3
+        harness.model.gate.set()
+        done = await asyncio.gather(*submitted)
+        assert [one.results[0].version for one in done if isinstance(one, Done)] == list(range(1, 51))
+        assert nearest(harness.collection, 1, 49, 0, 0) == ["a"]
+
+
+async def test_a_slow_model_leaves_room_for_ready_vectors(tmp_path: Path) -> None:
+    async with running(tmp_path, queued_documents=8) as harness:
+        harness.model.gate.clear()
+        slow = await harness.submit(*(text(f"t{i}", f"1 {i} 0 0") for i in range(4)))
+        waiting = asyncio.create_task(harness.committer.submit(text("t4", "1 4 0 0")))
+        with pytest.raises(Overloaded, match="4 documents"):
+            await harness.committer.submit(text("t5", "1 5 0 0"), wait=False)
+        for i in range(20):
+            (done,) = await harness.ended(write(put(f"v{i}", 0, 1, 0, 0)))
+            assert isinstance(done, Done)
+        assert not waiting.done()
+        harness.model.gate.set()
+        assert all(isinstance(one, Done) for one in await asyncio.gather(*slow, await waiting))
+
+
+async def test_a_text_committed_before_needs_no_call(tmp_path: Path) -> None:
+    async with running(tmp_path) as harness:
+        await harness.ended(text("a", "1 0 0 0"))
+        harness.model.error = EmbeddingUnavailable("away")
+        (done,) = await harness.ended(text("b", "1 0 0 0"))
+        assert isinstance(done, Done)
+        assert harness.model.calls == [["1 0 0 0"]]

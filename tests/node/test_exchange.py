@@ -24,7 +24,7 @@ def test_writes_are_forwarded_whole() -> None:
             size_bytes=7,
             listed_as="documents",
         ),
-        Write((Patch("b", {"x": None}, "c", 1), Remove("d"))),
+        Write((Patch("b", {"x": None}, "c", 1), Remove("d"), Patch("d", {}), Remove("b")), listed_as="operations"),
     ]
     came = list(exchange.writes(exchange.encode_writes(sent)))
     for one, other in zip(sent, came, strict=True):

@@ -53,6 +53,8 @@ async def test_a_collection_is_made_described_listed_and_dropped(http: Http) -> 
         "ef_search": 64,
         "hot_rows": None,
         "indexes": [],
+        "text_fields": ["name", "description", "category", "tags"],
+        "separator": " | ",
         "index_version": 0,
         "documents": 0,
     }
