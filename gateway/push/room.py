@@ -214,7 +214,9 @@ class Room:
     def _keep(self, entry: _Entry) -> None:
         self._log.append(entry)
         self._log_bytes += entry.events.size_bytes
-        while self._log_bytes > self._limits.log_bytes:
+        # The newest stays whatever its size: a large batch is told with its batch_complete, which the store doesn't have.
+        least = 1 if self._limits.log_bytes else 0
+        while self._log_bytes > self._limits.log_bytes and len(self._log) > least:
             self._log_bytes -= self._log.popleft().events.size_bytes
 
     def _go_live(self, subscriber: Subscriber) -> None:
