@@ -14,6 +14,7 @@ BENCHMARKS = {
     "latency": "send → acknowledged, send → last of S subscribers has it, beside the bare minimum of the path",
     "fanout": "one event to many subscribers, beside websockets, picows, Node's ws and bare sockets",
     "engine": "updates, recall, searches, snapshots, starts, beside hnswlib and usearch",
+    "ingest": "events with text: embedded, acknowledged, searchable; texts known before; a service that is slow, or fails",
     "cluster": "three nodes that share a Redis, beside one node alone and bare Redis",
 }
 RESULTS = Path(__file__).parent / "results"
