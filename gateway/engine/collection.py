@@ -172,6 +172,11 @@ class Collection:
     def close(self) -> None:
         """Close the files. Nothing else may be running; what is called later raises StorageUnavailable."""
         self._readers.close()
+        try:
+            self._store.write_embeddings()
+        except StorageUnavailable as error:
+            # All they can do is save calls of a model.
+            log.warning("embeddings_not_written", collection=self.spec.name, reason=error.message)
         self._store.close()
         self.note_lineage()
 

@@ -1,8 +1,10 @@
 """Vectors of texts that were embedded before: what was paid for once is not asked for again.
 
 A vector depends on the model and the text alone, so it is kept under a hash of both. Which to keep follows from what is
-committed: whenever a document gets a vector that embeds its text, the two are noted in the same transaction. The oldest
-go first; what is found again in the older half counts as new.
+committed: whenever a document gets a vector that embeds its text, the two are noted. They are written together, with every
+so many of them, in a commit's own transaction: one by one they were half of what a small commit writes. What a crash takes
+of them is found again in the documents themselves. The oldest go first; what is found again in the older half counts as
+new.
 """
 
 from __future__ import annotations
@@ -14,9 +16,18 @@ from gateway.engine import database
 from gateway.engine.database import FLOAT_BYTES, Connection
 from gateway.engine.types import BatchComplete, Change, Source, Spec
 
+WRITTEN_TOGETHER = 512
+
 _HASH_BYTES = 16
 _ROW_BYTES = 96
 """About what an entry takes beside its vector."""
+
+
+_LATEST = """
+SELECT d.content, v.vector FROM documents d JOIN vectors v ON v.vector_version = d.vector_version
+WHERE d.source != ? AND d.content IS NOT NULL
+ORDER BY d.index_version DESC LIMIT ?
+"""
 
 
 class Embeddings:
@@ -31,6 +42,14 @@ class Embeddings:
         self._last: int = last
         self._again: set[bytes] = set()
         """Keys found in the older half."""
+        self._fresh: dict[bytes, bytes] = dict(self._latest()) if self._most else {}
+        """What isn't written yet."""
+        self._in_transaction = False
+
+    def _latest(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield what the documents changed last embed: what of it a crash left unwritten isn't known."""
+        rows = self._connection.execute(_LATEST, (int(Source.VECTOR), WRITTEN_TOGETHER))
+        yield from ((self._key(content), vector) for content, vector in rows)
 
     def find(self, texts: Sequence[str]) -> dict[str, bytes]:
         """Return the vectors of those of `texts` that are known. Raises sqlite3.Error."""
@@ -40,7 +59,7 @@ class Embeddings:
         rows = database.chunked(
             self._connection, "SELECT text_hash, vector, position FROM embeddings WHERE text_hash IN", list(keys)
         )
-        found: dict[str, bytes] = {}
+        found = {text: self._fresh[key] for key, text in keys.items() if key in self._fresh}
         for key, vector, position in rows:
             found[keys[key]] = vector
             if position < self._last - self._most // 2:
@@ -50,19 +69,31 @@ class Embeddings:
     def note(self, events: Iterable[Change | BatchComplete]) -> int:
         """Note what the documents of a commit embed, within its transaction; return the bytes written.
 
-        Raises sqlite3.Error.
+        What was written counts as such once `written` is called. Raises sqlite3.Error.
         """
         if not self._most:
             return 0
-        pairs = dict(self._pairs(events))
+        self._fresh.update(self._pairs(events))
+        return self.write() if len(self._fresh) >= WRITTEN_TOGETHER else 0
+
+    def write(self) -> int:
+        """Write what was noted, within a transaction; return the bytes."""
+        pairs = dict(self._fresh)
         again = [(key, pairs.pop(key)) for key in self._again & pairs.keys()]
-        self._again.clear()
         self._connection.executemany("INSERT OR REPLACE INTO embeddings(text_hash, vector) VALUES(?, ?)", again)
         self._connection.executemany("INSERT OR IGNORE INTO embeddings(text_hash, vector) VALUES(?, ?)", pairs.items())
         if pairs or again:
             (self._last,) = self._connection.execute("SELECT max(position) FROM embeddings").fetchone()
             self._connection.execute("DELETE FROM embeddings WHERE position <= ?", (self._last - self._most,))
+        self._in_transaction = True
         return (len(pairs) + len(again)) * self._row_bytes
+
+    def written(self) -> None:
+        """Take note that the transaction is committed."""
+        if self._in_transaction:
+            self._in_transaction = False
+            self._fresh.clear()
+            self._again.clear()
 
     def _pairs(self, events: Iterable[Change | BatchComplete]) -> Iterator[tuple[bytes, bytes]]:
         for event in events:

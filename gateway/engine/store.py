@@ -105,6 +105,13 @@ class Store:
         number: int = self._connection.execute(sql).fetchone()[0]
         return number
 
+    def write_embeddings(self) -> None:
+        """Write the vectors of texts that wait for a commit to go along with."""
+        with storage_errors("write embeddings"):
+            with transaction(self._connection):
+                self.log_bytes += self._embeddings.write()
+            self._embeddings.written()
+
     def close(self) -> None:
         self._connection.close()
 
@@ -165,6 +172,7 @@ class Store:
                 self._connection.execute("UPDATE meta SET value = ? WHERE key = 'index_version'", (plan.index_version,))
                 self._write_events(plan, at, forget_before)
                 self.log_bytes += self._embeddings.note(plan.events)
+        self._embeddings.written()
         self._last_key = last_key
         self.index_version = plan.index_version
         self.log_bytes += _COMMIT_BYTES + _DOCUMENT_BYTES * len(keys) + sum(len(v) for _, v in turnover.born)

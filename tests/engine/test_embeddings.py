@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from gateway.engine import embeddings
 from gateway.engine.collection import Collection
 from gateway.engine.plan import HeldBack
 from gateway.engine.store import STORE_FILE, Store
@@ -96,7 +98,19 @@ def test_another_model_has_vectors_of_its_own(tmp_path: Path) -> None:
     assert keys[0] != keys[1]
 
 
-def test_the_oldest_go_first_save_those_that_came_again(tmp_path: Path) -> None:
+def test_a_crash_takes_none_of_them(collection: Collection, tmp_path: Path) -> None:
+    """They are written with every so many of them; what was committed tells the rest."""
+    embedded(collection, Put("a", content="red"), red=7)
+    embedded(collection, Put("b", content="blue"), blue=8)
+    embedded(collection, Patch("b", {"price": 1}))
+    shutil.copytree(tmp_path / "texts", tmp_path / "crashed")
+    again = reopen(tmp_path / "crashed")
+    assert set(again._store.embedded(["red", "blue", "green"])) == {"red", "blue"}
+    again.close()
+
+
+def test_the_oldest_go_first_save_those_that_came_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "WRITTEN_TOGETHER", 1)
     path = tmp_path / "texts"
     collection = make(path, SPEC)
     collection._store._embeddings._most = 4
