@@ -13,7 +13,7 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,6 +27,7 @@ from gateway.embed import presets
 from gateway.embed.catalog import Models, Priced
 from gateway.embed.local import LocalModel
 from gateway.embed.pipeline import Pipeline
+from gateway.embed.service import Service
 from gateway.engine.checksums import Checksum, checksum
 from gateway.errors import InvalidArgument, StartupError
 from gateway.ingest.queue import Bounds
@@ -78,7 +79,8 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
     except InvalidArgument as error:
         raise StartupError(f"setting default_collection: {error.message}") from None
     metrics = Metrics()
-    models = _models(settings)
+    services = presets.services({name: model.given() for name, model in settings.models.items()})
+    models = _models(settings, services)
     limits = Limits(
         message_bytes=settings.max_message_bytes,
         in_flight=settings.max_in_flight,
@@ -98,6 +100,8 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
             settings.max_http_bytes,
         )
         try:
+            for service in services.values():
+                await service.check()
             await node.start()
             ws_port = await _bind(websockets, settings.host, settings.ws_port)
             try:
@@ -130,8 +134,7 @@ def _cluster(settings: Settings, metrics: Metrics) -> Cluster:
     return SharedCluster(link, PeerClient(_PEER_TIMEOUT_S), options, random.random)
 
 
-def _models(settings: Settings) -> Models:
-    services = presets.services({name: model.given() for name, model in settings.models.items()})
+def _models(settings: Settings, services: Mapping[str, Service]) -> Models:
     priced = [Priced(Pipeline(one), one.options.price_per_million_tokens) for one in services.values()]
     default = None if settings.default_model == presets.NONE else settings.default_model
     return Models([Priced(Pipeline(LocalModel())), *priced], default)

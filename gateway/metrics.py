@@ -40,12 +40,15 @@ class ModelState:
     """What was asked of a model since the start, and what was spared.
 
     Spared are texts that were in the store, on their way, or what their document's vector embeds already. Their tokens are
-    estimated from those of the texts embedded. Costs are 0 where no price is set.
+    estimated. Costs are 0 where no price is set.
     """
 
     name: str
     identity: str
     dimension: int
+    price: float
+    """Of a million tokens; 0 is unknown."""
+    available: bool
     waiting: int
     calls: int
     failed_calls: int
@@ -133,18 +136,20 @@ class _Models(Collector):
 
     def collect(self) -> Iterator[Metric]:
         models = list(self._models())
-        waiting = GaugeMetricFamily("hotindex_embedding_waiting", "Texts that wait to be embedded", labels=["model"])
-        for model in models:
-            waiting.add_metric([model.name], model.waiting)
-        yield waiting
-        for field, text in _EMBEDDING.items():
-            family = CounterMetricFamily(f"hotindex_embedding_{field}", text, labels=["model"])
-            for model in models:
-                family.add_metric([model.name], getattr(model, field))
-            yield family
+        for kind, fields in ((GaugeMetricFamily, _EMBEDDING), (CounterMetricFamily, _EMBEDDED)):
+            for field, text in fields.items():
+                family = kind(f"hotindex_embedding_{field}", text, labels=["model"])
+                for model in models:
+                    family.add_metric([model.name], getattr(model, field))
+                yield family
 
 
 _EMBEDDING = {
+    "waiting": "Texts that wait to be embedded",
+    "available": "0 while a service isn't asked because it failed too often",
+}
+
+_EMBEDDED = {
     "calls": "Calls of the model",
     "failed_calls": "Calls of the model that failed",
     "texts": "Texts embedded",

@@ -15,7 +15,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
-from hotindex import Client, Conflict, ConnectionLost, Document, NotFound, Unavailable
+from hotindex import Client, Conflict, ConnectionLost, Document, InvalidRequest, NotFound, Unavailable
 
 from bench.provider import Asked, Provider, faults, ok, running, vector_of
 from gateway.app import Gateway
@@ -345,6 +345,35 @@ async def test_a_model_that_became_another_is_refused_not_mixed(
             await client.upsert("c", id="b", content="b")
         await client.patch("c", "a", {"price": 1})
         assert (await client.search("c", id="a", k=1)).index_version == 2
+
+
+async def test_a_search_for_a_text_of_a_document_needs_no_service(
+    start_gateway: StartGateway, provider: Provider
+) -> None:
+    async with start_gateway(models=models(provider)) as gateway, client_of(gateway) as client:
+        await client.upsert("c", id="a", content="seen before")
+    provider.otherwise = faults.status(401)
+    async with start_gateway(models=models(provider)) as gateway, Client(gateway.ws) as client:
+        assert (await client.search("c", text="seen before")).hits[0].id == "a"
+        with pytest.raises(Unavailable):
+            await client.search("c", text="never seen")
+
+
+async def test_a_missing_key_is_noticed_at_the_start(
+    start_gateway: StartGateway, provider: Provider, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with start_gateway(models=models(provider, key_env="HOTINDEX_TESTS_NO_SUCH_KEY")):
+        assert "HOTINDEX_TESTS_NO_SUCH_KEY" in capsys.readouterr().out
+        assert not provider.requests
+
+
+async def test_a_first_write_of_texts_and_vectors_says_what_to_do(start_gateway: StartGateway) -> None:
+    async with start_gateway() as gateway, Client(gateway.ws) as client:
+        with pytest.raises(InvalidRequest, match="make it first") as mixed:
+            await client.upsert("new", [Document("t", content="text"), Document("v", [1.0, 2.0])])
+        assert mixed.value.field == "collection"
+        with pytest.raises(NotFound):
+            await client.get("new", "t")
 
 
 async def test_a_gateway_without_default_model_takes_vectors_only(start_gateway: StartGateway) -> None:

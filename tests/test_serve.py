@@ -64,6 +64,38 @@ def test_logs_are_json_on_standard_error(tmp_path: Path) -> None:
     assert events == ["serving", "stopping", "stopped"]
 
 
+def test_a_client_that_breaks_off_is_no_fault_and_leaves_no_text_in_the_log(tmp_path: Path) -> None:
+    """A traceback with the frames' variables had the body in it."""
+    log = (tmp_path / "log").open("wb")
+    with log, GatewayProcess(tmp_path / "data", [], log) as gateway:
+        host, port = gateway.http.removeprefix("http://").split(":")
+        head = b"POST /v1/collections/c/documents HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(head + b'{"id":"1","content":"private')
+        with urllib.request.urlopen(f"{gateway.http}/healthz") as answer:
+            assert answer.status == 200
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert {line["level"] for line in lines} == {"info"}
+    assert "private" not in (tmp_path / "log").read_text()
+
+
+def test_tracebacks_have_no_variables() -> None:
+    program = """
+from gateway import logs
+from gateway.faults import internal
+
+logs.configure("info", "json")
+key = "sk-" + "secret"
+try:
+    raise RuntimeError(f"a fault beside a key of {len(key)} characters")
+except RuntimeError as error:
+    internal(error)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "a fault beside a key of 9 characters" in run.stderr
+    assert "sk-secret" not in run.stderr
+
+
 def test_settings_by_flag_environment_and_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "hotindex.toml"
     config.write_text('node = "file"\nping_interval_s = 7.5\ndefault_collection = "file"\n')

@@ -162,6 +162,7 @@ class Client:
         content: str | None = None,
         if_version: int | None = None,
         event_id: str | None = None,
+        priority: int = 0,
     ) -> Ack:
         """Merge `changes` into a document's metadata; None removes a key. Raises NotFound, Conflict."""
         command = {
@@ -172,13 +173,15 @@ class Client:
             "content": content,
             "if_version": if_version,
             "event_id": event_id,
+            "priority": priority or None,
         }
         return wire.ack(await self._request(command, again=event_id is not None))
 
-    async def delete(self, collection: str, *ids: str) -> Ack:
+    async def delete(self, collection: str, *ids: str, event_id: str | None = None, priority: int = 0) -> Ack:
         """Delete documents; those that aren't there are answered `missing`."""
-        command = {"action": "delete", "collection": collection, "ids": list(ids)}
-        return wire.ack(await self._request(command, again=False))
+        command: dict[str, Any] = {"action": "delete", "collection": collection, "ids": list(ids)}
+        command |= {"event_id": event_id, "priority": priority or None}
+        return wire.ack(await self._request(command, again=event_id is not None))
 
     def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
         """Return what gathers up to 10,000 operations, and has them applied together, or none of them, when its block ends.

@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
-from rich.table import Table
 
 from gateway.commands import http
-from gateway.commands.common import line, show
+from gateway.commands.common import line
 
-_MODEL = (
-    ("model", "name"),
-    ("calls", "calls"),
-    ("failed", "failed_calls"),
-    ("texts", "texts"),
-    ("tokens", "tokens"),
-    ("cost", "cost"),
-    ("texts saved", "saved_texts"),
-    ("tokens saved", "saved_tokens"),
-    ("cost saved", "saved_cost"),
-    ("waiting", "waiting"),
-)
-_COLLECTION = (
-    ("collection", "name"),
-    ("documents", "documents"),
-    ("index_version", "index_version"),
-    ("queued", "queued_documents"),
-    ("texts unchanged", "unchanged_texts"),
-    ("texts found", "found_texts"),
-    ("subscribers", "subscribers"),
-)
+_HEADS = 14
+"""Columns of what a line is about."""
 
 
 def run(http_url: str, *, as_json: bool) -> None:
@@ -40,24 +19,33 @@ def run(http_url: str, *, as_json: bool) -> None:
         typer.echo(line(stats))
         return
     typer.echo(f"node {stats['node']}, since its start")
-    show(_table(_MODEL, stats["models"]))
-    show(_table(_COLLECTION, stats["collections"]))
+    for model in stats["models"]:
+        _show_model(model)
+    for collection in sorted(stats["collections"], key=lambda one: str(one["name"])):
+        _show_collection(collection)
 
 
-def _table(columns: Sequence[tuple[str, str]], rows: Sequence[Mapping[str, Any]]) -> Table:
-    table = Table()
-    for title, field in columns:
-        table.add_column(title, justify="left" if field == "name" else "right")
-    for row in rows:
-        table.add_row(*(_shown(row[field]) for _, field in columns))
-    return table
+def _show_model(model: dict[str, Any]) -> None:
+    state = "" if model["available"] else "; not asked at present, for it failed too often"
+    typer.echo(f"\nmodel {model['name']} ({model['identity']}){state}")
+    _fact("calls", f"{model['calls']:,}, {model['failed_calls']:,} of them failed")
+    _fact("embedded", _texts(model, "", "cost"))
+    _fact("saved", _texts(model, "saved_", "saved_cost"))
+    _fact("waiting", f"{model['waiting']:,} texts")
 
 
-def _shown(value: object) -> str:
-    match value:
-        case float():
-            return f"{value:,.4f}".rstrip("0").rstrip(".")
-        case int():
-            return f"{value:,}"
-        case _:
-            return str(value)
+def _texts(model: dict[str, Any], prefix: str, cost: str) -> str:
+    texts = f"{model[prefix + 'texts']:,} texts, {model[prefix + 'tokens']:,} tokens"
+    return f"{texts}, cost {model[cost]:,.6g}" if model["price"] else f"{texts}, no price set"
+
+
+def _show_collection(collection: dict[str, Any]) -> None:
+    typer.echo(f"\ncollection {collection['name']}")
+    _fact("documents", f"{collection['documents']:,}, at index_version {collection['index_version']:,}")
+    _fact("texts saved", f"{collection['unchanged_texts']:,} unchanged, {collection['found_texts']:,} found")
+    _fact("queued", f"{collection['queued_documents']:,} documents")
+    _fact("subscribers", f"{collection['subscribers']:,}")
+
+
+def _fact(head: str, text: str) -> None:
+    typer.echo(f"  {head:<{_HEADS}}{text}")

@@ -13,7 +13,7 @@ from gateway.errors import InvalidArgument
 from gateway.metrics import ModelState
 
 BYTES_PER_TOKEN = 4
-"""About, while a model hasn't told better."""
+"""About, of what was never sent and so never counted. Always the same, so that sums only grow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,8 @@ class Models:
         elif spec.model_identity not in (None, priced.pipeline.identity):
             reason = (
                 f"collection {spec.name!r} was made when model {spec.model!r} was {spec.model_identity}; setting"
-                f" models.{spec.model} says {priced.pipeline.identity}, whose vectors don't fit those"
+                f" models.{spec.model} says {priced.pipeline.identity}, whose vectors don't fit those:"
+                " put it back and give the new model a name of its own, or drop the collection"
             )
         else:
             return priced.pipeline
@@ -85,12 +86,13 @@ def _state(priced: Priced, kept: Kept) -> ModelState:
     pipeline = priced.pipeline
     usage = pipeline.model.usage
     saved_bytes = kept.size_bytes + pipeline.reused.size_bytes
-    per_byte = usage.tokens / usage.text_bytes if usage.text_bytes else 1 / BYTES_PER_TOKEN
-    saved_tokens = round(saved_bytes * per_byte)
+    saved_tokens = saved_bytes // BYTES_PER_TOKEN
     return ModelState(
         name=pipeline.name,
         identity=pipeline.identity,
         dimension=pipeline.dimension,
+        price=priced.price,
+        available=pipeline.model.available,
         waiting=pipeline.waiting,
         calls=usage.calls,
         failed_calls=usage.failed_calls,

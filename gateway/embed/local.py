@@ -31,6 +31,7 @@ class LocalModel:
     identity = NAME
     dimension = DIMENSION
     concurrency = 1
+    available = True
     batch = Batch(texts=256, size_bytes=256 << 10)
 
     def __init__(self) -> None:

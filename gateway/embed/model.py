@@ -45,6 +45,11 @@ class Model(Protocol):
         """What one call takes at most; it may change from call to call."""
         ...
 
+    @property
+    def available(self) -> bool:
+        """Whether it is asked at all at present."""
+        ...
+
     async def embed(self, texts: Sequence[str]) -> list[Vector | HotindexError]:
         """Return, per text and in order, its vector float32[dimension] of unit length, or why it can have none.
 

@@ -99,6 +99,19 @@ class Service:
     def batch(self) -> Batch:
         return self._limit.current
 
+    @property
+    def available(self) -> bool:
+        return self._circuit.closed
+
+    async def check(self) -> None:
+        """Log a warning if there is no key; a command is left for the first call."""
+        if self.options.key is None or self.options.key.kind == "command":
+            return
+        try:
+            await self._credentials.key()
+        except KeyMissing as error:
+            log.warning("no key for embedding service", model=self.name, reason=str(error))
+
     async def embed(self, texts: Sequence[str]) -> list[Vector | HotindexError]:
         if not texts:
             return []

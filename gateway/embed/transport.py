@@ -45,7 +45,7 @@ class Transport:
         except TimeoutError:
             raise Unanswered(f"it didn't answer within {timeout_s:.3g} s") from None
         except aiohttp.ClientConnectorError as error:
-            raise Unanswered(f"it can't be connected to: {error}") from None
+            raise Unanswered(f"it can't be connected to: {error.os_error.strerror or error.os_error}") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Unanswered(f"the connection broke: {type(error).__name__}") from None
 

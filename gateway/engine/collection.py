@@ -169,6 +169,14 @@ class Collection:
     def _comparable(self, reader: Reader, labels: Labels) -> Vector:
         return vectors.comparable(reader.rows(labels), self.spec.metric)
 
+    def embedded(self, text: str) -> bytes | None:
+        """Return the vector of a text that was embedded before, if it was kept."""
+        key, unwritten = self._store.embedding(text)
+        if unwritten is not None:
+            return unwritten
+        with self._readers.lend() as reader:
+            return reader.embedding(key)
+
     def close(self) -> None:
         """Close the files. Nothing else may be running; what is called later raises StorageUnavailable."""
         self._readers.close()

@@ -31,7 +31,9 @@ ORDER BY d.index_version DESC LIMIT ?
 
 
 class Embeddings:
-    """The table `embeddings` of a collection, of at most `limit_bytes`. Methods belong to the store's thread."""
+    """The table `embeddings` of a collection, of at most `limit_bytes`. Methods belong to the store's thread, if not else
+    said.
+    """
 
     def __init__(self, connection: Connection, spec: Spec, limit_bytes: int) -> None:
         self._connection = connection
@@ -49,13 +51,13 @@ class Embeddings:
     def _latest(self) -> Iterator[tuple[bytes, bytes]]:
         """Yield what the documents changed last embed: what of it a crash left unwritten isn't known."""
         rows = self._connection.execute(_LATEST, (int(Source.VECTOR), WRITTEN_TOGETHER))
-        yield from ((self._key(content), vector) for content, vector in rows)
+        yield from ((self.key(content), vector) for content, vector in rows)
 
     def find(self, texts: Sequence[str]) -> dict[str, bytes]:
         """Return the vectors of those of `texts` that are known. Raises sqlite3.Error."""
         if not self._most:
             return {}
-        keys = {self._key(text): text for text in texts}
+        keys = {self.key(text): text for text in texts}
         rows = database.chunked(
             self._connection, "SELECT text_hash, vector, position FROM embeddings WHERE text_hash IN", list(keys)
         )
@@ -104,9 +106,14 @@ class Embeddings:
             # A change that kept the vector may have been read with it.
             if embeds and document.vector_version == document.index_version:
                 assert document.content is not None, "it embeds something"
-                yield self._key(document.content), event.vector
+                yield self.key(document.content), event.vector
 
-    def _key(self, text: str) -> bytes:
+    def unwritten(self, key: bytes) -> bytes | None:
+        """Return a vector that waits to be written. From any thread."""
+        return self._fresh.get(key)
+
+    def key(self, text: str) -> bytes:
+        """Return what a text is found by. From any thread."""
         key = self._salt.copy()
         key.update(b"\0" + text.encode())
         return key.digest()

@@ -174,14 +174,14 @@ class Planner:
         kept: list[str] = []
         index_version = self.plan.index_version
         at = self._now()
-        for operation in write.operations:
+        for number, operation in enumerate(write.operations):
             if operation.id in needing:
                 needed += _content(operation)
                 continue
             stored = touched.get(operation.id) or self.plan.documents.get(operation.id)
             if stored is None:
                 stored = self._stored.get(operation.id)
-            outcome = merge(operation, stored, self._spec, write.vectors)
+            outcome = self._merge(write, number, stored)
             if isinstance(outcome, NeedsVector):
                 needing.add(operation.id)
                 needed.append(outcome.text)
@@ -207,6 +207,14 @@ class Planner:
         self.plan.events.extend(events)
         self.plan.index_version = index_version
         return Done(index_version, tuple(results))
+
+    def _merge(self, write: Write, number: int, stored: Stored | None) -> Outcome:
+        try:
+            return merge(write.operations[number], stored, self._spec, write.vectors)
+        except HotindexError as error:
+            if write.listed_as and error.field:
+                error.field = f"{write.listed_as}[{number}].{error.field}"
+            raise
 
     def _next(
         self, operation: Operation, stored: Stored | None, outcome: Draft | Deletion, index_version: int, at: int

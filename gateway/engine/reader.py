@@ -73,6 +73,12 @@ class Reader:
             ).fetchone()
         return database.document(row) if row else None
 
+    def embedding(self, key: bytes) -> bytes | None:
+        """Return the vector of a text embedded before, by the key of the table `embeddings`."""
+        with storage_errors("read embeddings"):
+            row = self._connection.execute("SELECT vector FROM embeddings WHERE text_hash = ?", (key,)).fetchone()
+        return row[0] if row else None
+
     def by_vector(self, labels: Sequence[int]) -> dict[int, Document]:
         """Return, by label, the documents whose current vectors have these labels."""
         with storage_errors("read documents"):

@@ -46,7 +46,8 @@ WHERE key = ?
 
 
 class Store:
-    """Methods block and belong to one thread at a time, save `reader`, which any thread may call, and `checkpoint`.
+    """Methods block and belong to one thread at a time, save `reader` and `embedding`, which any thread may call, and
+    `checkpoint`.
 
     They raise StorageUnavailable where the disk or the file doesn't do what it should; the database is then as it was
     before.
@@ -136,6 +137,11 @@ class Store:
         """Return the vectors of those of `texts` that were embedded before, as far as they were kept."""
         with storage_errors("read embeddings"):
             return self._embeddings.find(texts)
+
+    def embedding(self, text: str) -> tuple[bytes, bytes | None]:
+        """Return the key of a text among those embedded before, and its vector if it isn't written yet. From any thread."""
+        key = self._embeddings.key(text)
+        return key, self._embeddings.unwritten(key)
 
     def recorded(self, event_ids: Sequence[str], since: int) -> dict[str, Done]:
         """Return the outcomes recorded under `event_ids` at or after `since` (microseconds since the epoch)."""

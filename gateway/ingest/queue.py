@@ -109,7 +109,8 @@ class WriteQueue:
             return pending
         if not wait:
             raise Overloaded(
-                f"{self.documents} documents ({self.size_bytes} bytes) are queued for collection {self._collection!r}",
+                f"{self.documents} documents ({self.size_bytes} bytes) are queued for collection {self._collection!r}, and"
+                f" {len(write.operations)} more don't fit (settings queue_documents, queue_bytes)",
                 retry_after_s=_RETRY_S,
             )
         admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()

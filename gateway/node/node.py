@@ -190,11 +190,10 @@ class Node:
         Raises InvalidArgument, and Conflict where there is one made differently.
         """
         checks.collection_name(name)
-        spec = queries.spec(name, settings, self._models)
         try:
             served = await self.served(name)
         except NotFound:
-            served, made = await self.make(spec), True
+            served, made = await self.make(queries.spec(name, settings, self._models)), True
         else:
             made = False
         if served.spec != queries.respec(served.spec, settings, self._models):
@@ -370,10 +369,18 @@ class Node:
         spec = Spec(name, len(vectors[0]), Metric.COSINE) if vectors else queries.default_spec(name, self._models)
         intake.check(write, spec)
         for i, put in first:
-            if put.vector is None and not (spec.model and (put.content or build_text(put.metadata or {}))):
+            if put.vector is not None:
+                continue
+            if not (put.content or build_text(put.metadata or {})):
                 raise InvalidArgument(
                     f"document {put.id!r} has no vector, and nothing that a model of collection {name!r} could embed",
                     field=intake.field_of(write, i, "vector"),
+                )
+            if spec.model is None:
+                raise InvalidArgument(
+                    f"there is no collection {name!r}, and some of these documents have vectors and some have texts alone:"
+                    " make it first, with a dimension or a model",
+                    field="collection",
                 )
         return await self.make(spec)
 

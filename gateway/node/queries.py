@@ -220,7 +220,16 @@ async def _embed(place: Place, text: str) -> Vector:
         )
     if not text.strip():
         raise InvalidArgument(f"text is {text!r}; it must have words", field="text")
+    at_hand = await place.read(partial(_at_hand, place.collection, place.embedder, text))
+    if at_hand is not None:
+        return at_hand
     (vector,) = await place.embedder.embed([text])
     if isinstance(vector, HotindexError):
         raise vector
     return vector
+
+
+def _at_hand(collection: Collection, embedder: Embedder, text: str) -> Vector | None:
+    """Return the vector of a text without asking a service, if that can be. Blocks."""
+    known = collection.embedded(text)
+    return embedder.embed_here([text]).get(text) if known is None else np.frombuffer(known, np.float32)

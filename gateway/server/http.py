@@ -279,7 +279,11 @@ class HttpServer:
         return await self._submit(request, command)
 
     async def _delete(self, request: web.Request) -> web.Response:
-        command = messages.Delete(collection=request.match_info["collection"], id=request.match_info["id"])
+        command = messages.Delete(
+            collection=request.match_info["collection"],
+            id=request.match_info["id"],
+            event_id=request.query.get("event_id"),
+        )
         return await self._submit(request, command)
 
     async def _upsert_vectors(self, request: web.Request) -> web.Response:
@@ -449,7 +453,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
         raise _Refused(UnknownAction(f"{error.method} is not allowed on {request.path!r}"), 405) from error
     except web.RequestPayloadError as error:
         raise _Refused(InvalidMessage("the body broke off")) from error
-    except (ConnectionError, asyncio.CancelledError):
+    except ConnectionError as error:
+        # The client is gone; raised, aiohttp would log it as a fault.
+        raise _Refused(InvalidMessage("the connection broke off")) from error
+    except asyncio.CancelledError:
         raise
     except Exception as error:  # one request's fault must not be the client's riddle
         raise _Refused(internal(error, path=request.path)) from error

@@ -29,6 +29,7 @@ class LineError(msgspec.Struct, frozen=True):
     line: int
     code: str
     message: str
+    retryable: bool
 
 
 class Loaded(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +55,7 @@ class _Tally:
     def fail(self, line: int, error: HotindexError) -> None:
         self.failed += 1
         if len(self.errors) < ERRORS_TOLD:
-            self.errors.append(LineError(line, error.code, error.message))
+            self.errors.append(LineError(line, error.code, error.message, error.retryable))
 
     async def settle(self, line: int, ticket: Ticket) -> None:
         try:

@@ -19,6 +19,7 @@ class Model:
 
     name = identity = "held"
     dimension = 2
+    available = True
     concurrency = 3
 
     def __init__(self, texts: int = 4, size_bytes: int = 1000) -> None:

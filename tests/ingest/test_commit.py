@@ -35,6 +35,7 @@ class GatedModel:
 
     name = identity = "gated"
     dimension = 4
+    available = True
     concurrency = 8
     batch = Batch(1000, 1 << 20)
 

@@ -59,6 +59,7 @@ async def test_a_collection_is_made_described_listed_and_dropped(http: Http) -> 
         "documents": 0,
     }
     assert (await http("PUT", HERE, {"dimension": 2}))[0] == 200, "the same again is fine"
+    assert (await http("PUT", HERE, {"separator": "; "}))[0] == 409
     status, error = await http("PUT", HERE, {"dimension": 3})
     assert (status, error["code"]) == (409, "conflict")
     await http("PUT", "/v1/collections/texts", {"model": "static-minilm-256"})
@@ -117,6 +118,12 @@ async def test_documents(http: Http) -> None:
     assert (await http("GET", f"{HERE}/documents/a%2Fb%20c?include=everything"))[0] == 400
 
 
+async def test_a_deletion_is_idempotent_by_its_event_id(http: Http) -> None:
+    await http("POST", f"{HERE}/documents", {"id": "a", "vector": [1, 2]})
+    statuses = [(await http("DELETE", f"{HERE}/documents/a?event_id=e"))[1]["results"][0]["status"] for _ in range(2)]
+    assert statuses == ["deleted", "duplicate"]
+
+
 async def test_messagepack_in_and_out(http: Http) -> None:
     headers = {"Content-Type": "application/msgpack", "Accept": "application/msgpack"}
     body = msgpack.packb({"id": "a", "vector": b"\x00\x00\x80?\x00\x00\x00@"})
@@ -143,7 +150,9 @@ async def test_ndjson_streams_in_and_each_line_stands_alone(http: Http) -> None:
         assert response.status == 200
         loaded = await response.json()
     assert fed.is_set()
-    errors = [(error["line"], error["code"]) for error in loaded.pop("errors")]
+    told = loaded.pop("errors")
+    errors = [(error["line"], error["code"]) for error in told]
+    assert not any(error["retryable"] for error in told)
     assert errors == [(3002, "invalid_vector"), (3003, "invalid_message"), (3004, "invalid_vector")]
     assert loaded == {
         "collection": "m",

@@ -117,9 +117,9 @@ async def test_operations_of_all_kinds_are_applied_in_order_and_pushed(transact:
 @pytest.mark.parametrize(
     ("operation", "code", "field"),
     [
-        (patch("a", {"x": 1}, if_version=7), "conflict", "if_version"),
-        (upsert("a", [1, 1], if_version=0), "conflict", "if_version"),
-        (patch("nobody", {"x": 1}), "not_found", "id"),
+        (patch("a", {"x": 1}, if_version=7), "conflict", "operations[1].if_version"),
+        (upsert("a", [1, 1], if_version=0), "conflict", "operations[1].if_version"),
+        (patch("nobody", {"x": 1}), "not_found", "operations[1].id"),
         (upsert("c", [1, 2, 3]), "invalid_vector", "operations[1].vector"),
         (upsert("c", [0, 0]), "invalid_vector", "operations[1].vector"),
         (upsert("c", ["x"]), "invalid_vector", "operations[1].vector[0]"),
