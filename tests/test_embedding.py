@@ -398,3 +398,22 @@ async def test_a_gateway_that_stops_tells_who_waits_for_a_service_that_hangs(
             with pytest.raises((Unavailable, ConnectionLost)):
                 await sent
             assert status == 0
+
+
+async def test_a_chain_of_changes_of_one_text_takes_few_calls(start_gateway: StartGateway, provider: Provider) -> None:
+    """Each change waited for the call of the one before it; in one transaction the whole was planned once for each."""
+    async with start_gateway(models=models(provider)) as gateway, client_of(gateway) as client:
+        await client.upsert("c", id="d", metadata={"name": "start", "tags": ["x"]})
+        changes: list[dict[str, Any]] = [
+            {"name": f"name {i}"} if i % 2 else {"description": f"says {i}"} for i in range(60)
+        ]
+        calls = len(provider.requests)
+        await asyncio.gather(*(client.patch("c", "d", change) for change in changes))
+        assert len(provider.requests) - calls <= 4
+        await assert_embeds(client, "d", "name 59 | says 58 | x", version=61)
+        calls = len(provider.requests)
+        async with client.transaction("c") as tx:
+            for i in range(2000):
+                tx.patch("d", {"name": f"again {i}"}, if_version=61 + i)
+        assert len(provider.requests) - calls <= 2000 // 64 + 1
+        await assert_embeds(client, "d", "again 1999 | says 58 | x", version=2061)

@@ -29,6 +29,10 @@ class Stored(msgspec.Struct, frozen=True):
     vector_crc: int | None = None
 
 
+UNKNOWN = b""
+"""Stands for a vector that isn't there yet."""
+
+
 class Draft(msgspec.Struct, frozen=True):
     """The state an operation asks for. `vector` is None where the stored one stays."""
 
@@ -55,7 +59,10 @@ class Missing:
 
 @dataclass(frozen=True, slots=True)
 class NeedsVector:
+    """`draft` is what comes of it, but for the vector."""
+
     text: str
+    draft: Draft
 
 
 Outcome = Draft | Deletion | Unchanged | Missing | NeedsVector
@@ -113,13 +120,14 @@ def _put(put: Put, live: Stored | None, spec: Spec, vectors: Mapping[str, Vector
     vector: bytes | None = None
     if put.vector is not None:
         vector = put.vector.tobytes()
-    elif text is not None and not (old and old.source is source and old.content == text):
+    elif text is not None and not (old and old.source is not Source.VECTOR and old.content == text):
         if text not in vectors:
-            return NeedsVector(text)
+            return NeedsVector(text, Draft(source, metadata, content, UNKNOWN))
         vector = vectors[text].tobytes()
     if live and vector == live.vector:
         vector = None
-    if old and vector is None and content == old.content and same_json(metadata, old.metadata):
+    same = old and vector is None and source is old.source and content == old.content
+    if old and same and same_json(metadata, old.metadata):
         return Unchanged()
     return Draft(source, metadata, content, vector)
 

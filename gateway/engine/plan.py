@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 
+from gateway.engine.foresight import Foresight
 from gateway.engine.merge import Deletion, Draft, Missing, NeedsVector, Outcome, Stored, Unchanged, merge
+from gateway.engine.states import change, following
 from gateway.engine.types import (
     BatchComplete,
     Change,
-    Document,
     Done,
     EventType,
     ItemResult,
     NeedsVectors,
     Operation,
     Put,
-    Remove,
     Source,
     Spec,
     Status,
@@ -34,7 +34,7 @@ from gateway.errors import HotindexError
 class HeldBack:
     """The write has to come again: an earlier one on the same document waits for embeddings.
 
-    It will need the vectors of `texts`, unless what comes before it changes that.
+    It will need the vectors of `texts`, as far as can be foreseen.
     """
 
     texts: tuple[str, ...] = ()
@@ -80,6 +80,8 @@ class Plan:
     recorded: dict[str, Done] = field(default_factory=dict)
     """By event id, what the writes of this batch that carry one were told."""
     kept: Kept = field(default_factory=Kept)
+    foreseen: dict[str, Stored] = field(default_factory=dict)
+    """Documents as they will be once the writes that wait for vectors are applied."""
 
     def turnover(self, stored: Mapping[str, Stored]) -> Turnover:
         """Return what the plan does to the vectors of what was `stored` before it."""
@@ -103,7 +105,8 @@ class Planner:
     """Applies writes, one after the other, to the documents they name.
 
     `stored` has an entry for each document a write names and that the collection knows, tombstones included; `recorded`
-    the outcomes of earlier writes by event id. `now` gives microseconds since the epoch.
+    the outcomes of earlier writes by event id; `foreseen` what earlier plans foresaw. `now` gives microseconds since the
+    epoch.
     """
 
     def __init__(
@@ -114,14 +117,16 @@ class Planner:
         index_version: int,
         version_floor: int,
         now: Callable[[], int],
+        foreseen: dict[str, Stored],
     ) -> None:
+        self._foresight = Foresight(spec, foreseen, self._there)
         self._spec = spec
         self._stored = stored
         self._recorded = recorded
         self._version_floor = version_floor
         self._now = now
         self._waiting: set[str] = set()
-        self.plan = Plan(index_version + 1, index_version)
+        self.plan = Plan(index_version + 1, index_version, foreseen=self._foresight.states)
 
     def add(self, write: Write) -> None:
         """Plan one write and append its outcome."""
@@ -129,7 +134,7 @@ class Planner:
         outcome: WriteOutcome
         ids = {operation.id for operation in write.operations}
         if write.held or not ids.isdisjoint(self._waiting):
-            outcome = HeldBack(self._content(write))
+            outcome = HeldBack(self._foresight.go_on(write))
         elif (earlier := self._earlier(write)) is not None:
             outcome = Done(
                 earlier.index_version,
@@ -152,12 +157,8 @@ class Planner:
         self._waiting |= {operation.id for operation in write.operations}
         self.plan.outcomes.append(HeldBack())
 
-    def _content(self, write: Write) -> tuple[str, ...]:
-        """Return the texts whose vectors a write needs as far as that can be told without its documents."""
-        if self._spec.model is None:
-            return ()
-        texts = dict.fromkeys(text for operation in write.operations for text in _content(operation))
-        return tuple(text for text in texts if text not in write.vectors)
+    def _there(self, document_id: str) -> Stored | None:
+        return self.plan.documents.get(document_id) or self._stored.get(document_id)
 
     def _earlier(self, write: Write) -> Done | None:
         if write.event_id is None:
@@ -169,27 +170,22 @@ class Planner:
         touched: dict[str, Stored] = {}
         events: list[Change | BatchComplete] = []
         results: list[ItemResult] = []
-        needed: list[str] = []
         needing: set[str] = set()
         kept: list[str] = []
         index_version = self.plan.index_version
         at = self._now()
         for number, operation in enumerate(write.operations):
             if operation.id in needing:
-                needed += _content(operation)
                 continue
-            stored = touched.get(operation.id) or self.plan.documents.get(operation.id)
-            if stored is None:
-                stored = self._stored.get(operation.id)
+            stored = touched.get(operation.id) or self._there(operation.id)
             outcome = self._merge(write, number, stored)
             if isinstance(outcome, NeedsVector):
                 needing.add(operation.id)
-                needed.append(outcome.text)
                 continue
             kept += _kept(operation, stored, outcome)
             if isinstance(outcome, Draft | Deletion):
                 index_version += 1
-                document = self._next(operation, stored, outcome, index_version, at)
+                document = following(operation, stored, outcome, index_version, at, self._version_floor)
                 vector = outcome.vector if isinstance(outcome, Draft) else None
                 event, touched[operation.id] = change(document, vector, stored)
                 events.append(event)
@@ -197,8 +193,8 @@ class Planner:
             else:
                 version = stored.document.version if stored else 0
                 results.append(ItemResult(operation.id, version, _idle_status(outcome)))
-        if needed:
-            return NeedsVectors(tuple(dict.fromkeys(text for text in needed if text not in write.vectors)))
+        if needing:
+            return NeedsVectors(self._foresight.begin(write))
         if write.atomic and events:
             events.append(BatchComplete(self.plan.index_version + 1, index_version, len(events), at))
         for text in kept:
@@ -216,62 +212,12 @@ class Planner:
                 error.field = f"{write.listed_as}[{number}].{error.field}"
             raise
 
-    def _next(
-        self, operation: Operation, stored: Stored | None, outcome: Draft | Deletion, index_version: int, at: int
-    ) -> Document:
-        old = stored.document if stored else None
-        version = (old.version if old else self._version_floor) + 1
-        created = old.created if old and not old.deleted else index_version
-        if isinstance(outcome, Deletion):
-            return Document(operation.id, version, index_version, created, None, Source.VECTOR, at, "{}", None)
-        kept = old.vector_version if old else None
-        label = index_version if outcome.vector is not None else kept
-        assert label is not None, "a live document has a vector"
-        return Document(
-            operation.id,
-            version,
-            index_version,
-            created,
-            label,
-            outcome.source,
-            at,
-            outcome.metadata,
-            outcome.content,
-        )
-
 
 def plan(planner: Planner, writes: Sequence[Write]) -> Plan:
     """Plan all `writes` in order."""
     for write in writes:
         planner.add(write)
     return planner.plan
-
-
-def change(
-    document: Document, vector: bytes | None, before: Stored | None, *, net: bool = False
-) -> tuple[Change, Stored]:
-    """Return what turns the state `before` into `document`, and that state. Without a new `vector` the old one stays."""
-    old = before.document if before is not None and not before.document.deleted else None
-    if document.deleted:
-        event_type = EventType.DELETE
-    elif old is None:
-        event_type = EventType.INSERT
-    elif vector is not None and document.metadata == old.metadata and document.content == old.content:
-        event_type = EventType.REFRESH
-    else:
-        event_type = EventType.UPDATE
-    if vector is None and before is not None and not document.deleted:
-        vector = before.vector
-    key, crc = (before.key, before.vector_crc) if before else (0, None)
-    event = Change(event_type, document, old.metadata if old else None, vector, net)
-    return event, Stored(document, vector, key, crc)
-
-
-def _content(operation: Operation) -> tuple[str, ...]:
-    """Return the text an operation asks to embed, if that can be told without its document."""
-    if isinstance(operation, Remove) or operation.content is None or _has_vector(operation):
-        return ()
-    return (operation.content,)
 
 
 def _kept(operation: Operation, stored: Stored | None, outcome: Outcome) -> tuple[str, ...]:

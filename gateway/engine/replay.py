@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.engine.merge import Stored
-from gateway.engine.plan import Plan, WriteOutcome, change
+from gateway.engine.plan import Plan, WriteOutcome
+from gateway.engine.states import change
 from gateway.engine.types import BatchComplete, Change, Document, Done, ItemResult, Source, Write
 
 

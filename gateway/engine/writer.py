@@ -26,6 +26,9 @@ _EMBEDDED_HERE = 16
 """More texts than these are embedded beside the commits of others."""
 
 
+_FORESEEN = 65_536
+
+
 def _embed_nothing(_: Sequence[str]) -> dict[str, Vector]:
     return {}
 
@@ -54,6 +57,7 @@ class Writer:
     def __init__(self, store: Store, index: Shows, now: Callable[[], int], window_us: int) -> None:
         self.applying = threading.Lock()
         self.deaths = 0
+        self._foreseen: dict[str, Stored] = {}
         self.embed_here: EmbedHere = _embed_nothing
         """What embeds a few texts in the commit's own thread: a lone one is spared the way to another and back."""
         self.kept = Kept()
@@ -85,6 +89,7 @@ class Writer:
         while self._find(writes, planned.outcomes):
             planned = plan(self._planner(writes, stored), writes)
         self.kept.include(planned.kept)
+        self._foresee(planned, writes)
         return Committed(planned.outcomes, self._carry_out(planned, stored))
 
     def _find(self, writes: Sequence[Write], outcomes: Sequence[WriteOutcome]) -> bool:
@@ -105,6 +110,16 @@ class Writer:
             write.vectors.update((text, vectors[text]) for text in needed if text in vectors)
         return bool(vectors)
 
+    def _foresee(self, planned: Plan, writes: Sequence[Write]) -> None:
+        """Take over what was foreseen of documents that wait; forget what has come."""
+        for write, outcome in zip(writes, planned.outcomes, strict=True):
+            if isinstance(outcome, Done):
+                for operation in write.operations:
+                    self._foreseen.pop(operation.id, None)
+        if len(self._foreseen) > _FORESEEN:
+            self._foreseen.clear()  # left by writes that failed
+        self._foreseen.update(planned.foreseen)
+
     def _planner(self, writes: Sequence[Write], stored: Mapping[str, Stored]) -> Planner:
         event_ids = [write.event_id for write in writes if write.event_id is not None]
         recorded = self._store.recorded(event_ids, self._now() - self._window_us) if event_ids else {}
@@ -115,6 +130,7 @@ class Writer:
             self._store.index_version,
             self._store.version_floor,
             self._now,
+            self._foreseen,
         )
 
     def _carry_out(self, plan: Plan, stored: Mapping[str, Stored]) -> Applied | None:
@@ -140,6 +156,7 @@ class Writer:
             while self._find(writes, planned.outcomes):
                 planned, proposals, unchanged = self._proposed(writes, stored, origin, numbers)
             self.kept.include(planned.kept)
+            self._foresee(planned, writes)
             self._carry_out(unchanged, stored)
             return Prepared(self._store.index_version, planned.outcomes, proposals, planned, stored)
 

@@ -15,6 +15,7 @@ from gateway.node.exchange import Found, Success
 from gateway.node.hosted import Hosted
 
 LARGEST_COPY = 10_000
+_REACH_S = 4.0
 
 
 async def answer(hosted: Hosted, call: str, body: bytes) -> bytes:
@@ -56,6 +57,8 @@ async def _get(hosted: Hosted, body: bytes) -> bytes:
 
 async def _changes(hosted: Hosted, body: bytes) -> bytes:
     call = exchange.decode_changes(body)
+    # Who asks follows another host, and may be ahead of this one: what isn't here yet would be passed over for good.
+    await hosted.reach(call.span.through, _REACH_S)
     if not hosted.reaches(call.span.origin, call.epoch):
         raise NotFound(f"no net change of epoch {call.epoch!r} after {call.span.origin}", field="epoch")
     page = await hosted.read_changes(call.span, call.limit, call.limit_bytes, call.with_vectors)

@@ -502,7 +502,8 @@ def _body_bytes(request: web.Request, most: int) -> int:
     length = request.content_length
     if length is not None and length > most:
         raise TooLarge(f"the body has {length} bytes; the limit is {most}")
-    return most if length is None else length
+    compressed = request.headers.get("Content-Encoding", "identity").lower() != "identity"
+    return most if length is None or compressed else length
 
 
 def _named(request: web.Request, in_body: str | None) -> str | None:

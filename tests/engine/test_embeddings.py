@@ -128,3 +128,22 @@ def test_a_document_changed_twice_in_one_write_embeds_both_texts_in_one_go(colle
     assert outcomes(
         collection, Write((Put("a", content="one"), Put("b", content="two"), Put("a", content="three")))
     ) == [NeedsVectors(("one", "two", "three"))]
+
+
+def test_the_same_text_by_another_way_keeps_the_vector_whoever_watches(tmp_path: Path) -> None:
+    """It was a change or none, depending on whether a subscriber had asked for vectors."""
+    versions = []
+    for with_vectors in (False, True):
+        collection = make(tmp_path / str(with_vectors), SPEC)
+        embedded(collection, Put("a", metadata={"name": "lamp"}), lamp=7)
+        (done,) = collection.writer.commit([write(Put("a", content="lamp"))], with_vectors=with_vectors).outcomes
+        assert isinstance(done, Done)
+        (patched,) = collection.writer.commit(
+            [write(Patch("a", {"name": "chair"}))], with_vectors=with_vectors
+        ).outcomes
+        assert isinstance(patched, Done), "its content is the producer's own by now"
+        found = collection.get("a", include_vector=True)
+        assert found is not None
+        versions.append((found[0].version, found[0].content, found[1]))
+        collection.close()
+    assert versions[0] == versions[1] == (3, "lamp", vector(1, 7, 0, 0).tobytes())

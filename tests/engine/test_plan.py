@@ -50,7 +50,7 @@ def stored(
 def run(
     *writes: Write, there: dict[str, Stored] | None = None, spec: Spec = SPEC, recorded: dict[str, Done] | None = None
 ) -> Plan:
-    return plan(Planner(spec, there or {}, recorded or {}, 100, 0, lambda: 42), writes)
+    return plan(Planner(spec, there or {}, recorded or {}, 100, 0, lambda: 42, {}), writes)
 
 
 def one(operation: Operation, there: dict[str, Stored] | None = None, spec: Spec = SPEC) -> Plan:
