@@ -114,9 +114,10 @@ class Pipeline:
 
     def _end(self) -> None:
         self._ended = True
+        waiting = {text for lane in self._lanes for text in lane if not text.sent}
         for lane in self._lanes:
-            self._settle(lane, [self._stopping()] * len(lane))
             lane.clear()
+        self._settle(waiting, [self._stopping()] * len(waiting))
         self._waiting = self._waiting_bytes = 0
         for call in self._calls:
             call.cancel()
@@ -136,7 +137,7 @@ class Pipeline:
             self.reused.add(text)
             known.wanted_by.append((request, position))
             if lane > known.lane and not known.sent:
-                self._lanes[known.lane].remove(known)
+                # It stays in the lower lane as well, to be passed over there: finding it takes as long as the lane is.
                 known.lane = lane
                 self._lanes[lane].append(known)
             return
@@ -197,6 +198,8 @@ class Pipeline:
                 if batch and size_bytes + lane[0].size_bytes > limit.size_bytes:
                     break
                 text = lane.popleft()
+                if text.sent:
+                    continue
                 text.sent = True
                 size_bytes += text.size_bytes
                 batch.append(text)

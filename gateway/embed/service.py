@@ -287,7 +287,8 @@ class Service:
         return EmbeddingUnavailable(reason, retry_after_s=self._circuit.wait_s())
 
     def _given_up(self, failure: Failed) -> EmbeddingUnavailable:
-        retry_after_s = failure.pause_s if self._circuit.closed else self._circuit.wait_s()
+        told_s = pace.BACKOFF_LONGEST_S if failure.pause_s is None else failure.pause_s
+        retry_after_s = told_s if self._circuit.closed else self._circuit.wait_s()
         reason = f"the model {self.name} is out of reach: the service at {self.options.url}: {failure.reason}"
         return EmbeddingUnavailable(reason, retry_after_s=retry_after_s)
 

@@ -15,7 +15,7 @@ from gateway.bus.bus import Bus
 from gateway.embed.embedder import Embedder
 from gateway.engine.plan import HeldBack, WriteOutcome
 from gateway.engine.types import Done, NeedsVectors, Vector, Write
-from gateway.errors import HotindexError, Overloaded
+from gateway.errors import HotindexError, NotFound, Overloaded
 from gateway.faults import internal
 from gateway.ingest.queue import Bounds, Pending, WriteQueue
 
@@ -44,7 +44,10 @@ class Committer:
         self._queue = WriteQueue(collection, bounds, embeds=embedder is not None)
         self._embedding: Counter[str] = Counter()
         """By document id, how many writes on it wait for vectors."""
+        self._asked: set[Pending] = set()
+        """Writes that wait for vectors."""
         self._stopping = False
+        self._abandoned = False
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -56,6 +59,17 @@ class Committer:
         self._queue.arrived.set()
         if self._task is not None:
             await self._task
+
+    async def abandon(self) -> None:
+        """Finish the commit under way, refuse all else, then end."""
+        self._stopping = self._abandoned = True
+        for pending in (*self._asked, *self._queue.clear()):
+            self._fail(pending, self._dropped())
+        self._asked.clear()
+        await self.stop()
+
+    def _dropped(self) -> HotindexError:
+        return NotFound(f"collection {self._collection!r} was dropped", field="collection")
 
     @property
     def queued_documents(self) -> int:
@@ -112,8 +126,11 @@ class Committer:
                         pending.done.set_result(outcome)
                 case HotindexError():
                     self._fail(pending, outcome)
+                case NeedsVectors() | HeldBack() if self._abandoned:
+                    self._fail(pending, self._dropped())
                 case NeedsVectors(texts):
                     self._embedding.update(pending.ids)
+                    self._asked.add(pending)
                     self._ask(pending, texts).add_done_callback(partial(self._embedded, pending, texts))
                 case HeldBack(texts):
                     self._queue.put_back(pending)
@@ -130,6 +147,9 @@ class Committer:
         self, pending: Pending, texts: Sequence[str], asked: asyncio.Future[list[Vector | HotindexError]]
     ) -> None:
         """Put a write back in its place, with its vectors, or tell its writer why it can have none."""
+        if pending not in self._asked:
+            return  # abandoned
+        self._asked.remove(pending)
         for document_id in pending.ids:
             if self._embedding[document_id] == 1:
                 del self._embedding[document_id]

@@ -3,8 +3,9 @@
 Order: writes that share a document leave in order of submission. Otherwise critical ones (priority 2) come before high
 ones (1) before normal ones (0), each in order of submission, save those that others have to wait for.
 
-Bounds: a write waits outside while the queue is full, in documents or in bytes, and is let in in order of arrival. Writes
-that may have to be embedded are let into a part of it only, so that a slow model doesn't keep ready vectors out.
+Bounds: a write waits outside while the queue is full, in documents or in bytes, and is let in in order of priority, then of
+arrival. Writes that may have to be embedded are let into a part of it only, so that a slow model doesn't keep ready vectors
+out; critical ones into all of it, and a reserve.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ class Bounds:
     commit_bytes: int = 4 << 20
     embedding_share: float = 0.5
     """Of the queue, for writes that may have to be embedded."""
+    critical_share: float = 1.125
+    """Of the queue, for critical writes."""
 
 
 @dataclass(eq=False, slots=True)
@@ -80,8 +83,10 @@ class WriteQueue:
         self._lanes: tuple[deque[Pending], ...] = tuple(deque() for _ in range(_LANES))
         self._queued_in: dict[str, list[int]] = {}
         """By document id, how many writes on it each lane holds."""
-        self._outside: dict[bool, deque[tuple[Pending, asyncio.Future[None]]]] = {False: deque(), True: deque()}
-        """By whether they embed."""
+        self._outside: dict[tuple[int, bool], deque[tuple[Pending, asyncio.Future[None]]]] = {
+            (lane, embeds): deque() for lane in reversed(range(_LANES)) for embeds in (False, True)
+        }
+        """By priority, the highest first, and by whether they embed."""
         self._load = _Load()
         self._embedding = _Load()
         self._numbers = itertools.count()
@@ -103,7 +108,7 @@ class WriteQueue:
             isinstance(one, Patch) or (isinstance(one, Put) and one.vector is None) for one in write.operations
         )
         pending = Pending(write, ids, write.priority, embeds, asyncio.get_running_loop().create_future())
-        outside = self._outside[embeds]
+        outside = self._outside[write.priority, embeds]
         if not outside and self._fits(pending):
             self._admit(pending)
             return pending
@@ -120,11 +125,15 @@ class WriteQueue:
 
     def _fits(self, pending: Pending) -> bool:
         bounds, write = self._bounds, pending.write
-        if not self._load.leaves_room(write, bounds.queued_documents, bounds.queued_bytes):
+        critical = write.priority == _LANES - 1
+        share = bounds.critical_share if critical else 1.0
+        if not self._load.leaves_room(write, bounds.queued_documents * share, bounds.queued_bytes * share):
             return False
         share = bounds.embedding_share
-        return not pending.embeds or self._embedding.leaves_room(
-            write, bounds.queued_documents * share, bounds.queued_bytes * share
+        return (
+            critical
+            or not pending.embeds
+            or self._embedding.leaves_room(write, bounds.queued_documents * share, bounds.queued_bytes * share)
         )
 
     def _admit(self, pending: Pending) -> None:
@@ -160,6 +169,18 @@ class WriteQueue:
                 if not admitted.cancelled():
                     self._admit(waiting)
                     admitted.set_result(None)
+
+    def clear(self) -> list[Pending]:
+        """Take all writes off the lanes, and send those away that wait outside."""
+        for outside in self._outside.values():
+            for _, admitted in outside:
+                if not admitted.done():
+                    admitted.set_exception(Overloaded("the collection is being removed", retry_after_s=_RETRY_S))
+            outside.clear()
+        taken = [pending for lane in self._lanes for pending in lane]
+        for lane in self._lanes:
+            lane.clear()
+        return taken
 
     def take(self, blocked: Mapping[str, object]) -> list[Pending]:
         """Take the next commit's writes off the lanes, leaving those on `blocked` documents, and what is behind them.

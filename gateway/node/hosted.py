@@ -118,9 +118,11 @@ class Hosted:
         self.committer.start()
         self.upkeep.start()
 
-    async def stop(self) -> None:
-        """Commit what was submitted, write a snapshot where anything changed, close the files."""
-        await self.committer.stop()
+    async def stop(self, *, abandon: bool = False) -> None:
+        """Commit what was submitted (or, to `abandon` it, refuse what isn't committed), write a snapshot where anything
+        changed, close the files.
+        """
+        await (self.committer.abandon() if abandon else self.committer.stop())
         await self.bus.stop()
         await self.upkeep.stop()
         await self.read(self.collection.close)

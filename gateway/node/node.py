@@ -231,7 +231,7 @@ class Node:
         del self._hosted[name]
         hosted.room.close()
         await self._rewriting.stop(name)
-        await hosted.stop()
+        await hosted.stop(abandon=True)
         self._models.retire(hosted.spec.model, hosted.spared)
         self._metrics.forget(name)
         await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))

@@ -231,3 +231,16 @@ async def test_who_stops_waits_for_a_model_only_so_long(model: Model, pipeline: 
     assert {type(outcome) for outcome in await asked} == {EmbeddingUnavailable}
     (late,) = await pipeline.embed(["late"])
     assert isinstance(late, EmbeddingUnavailable)
+
+
+async def test_raising_texts_that_wait_passes_them_over_in_their_old_place(model: Model, pipeline: Pipeline) -> None:
+    pipeline.embed(["first"])
+    await turns()
+    waiting = pipeline.embed([f"t{i}" for i in range(3)])
+    pipeline.embed(["t2"], priority=2)
+    while not waiting.done():
+        await turns()
+        answer_all(model)
+    assert sorted(text for call in model.calls for text in call) == ["first", "t0", "t1", "t2"]
+    assert model.calls[1][0] == "t2"
+    assert pipeline.waiting == 0

@@ -322,3 +322,33 @@ async def test_a_text_committed_before_needs_no_call(tmp_path: Path) -> None:
         (done,) = await harness.ended(text("b", "1 0 0 0"))
         assert isinstance(done, Done)
         assert harness.model.calls == [["1 0 0 0"]]
+
+
+async def test_an_abandoned_collection_refuses_what_waits_for_vectors_at_once(tmp_path: Path) -> None:
+    """A drop waited for the model, and kept all other collections of the node from being made."""
+    async with running(tmp_path, queued_documents=4) as harness:
+        harness.model.gate.clear()
+        slow = await harness.submit(text("a", "1 0 0 0"), text("a", "1 1 0 0"))
+        outside = asyncio.create_task(harness.committer.submit(text("b", "1 2 0 0")))
+        while not harness.model.calls:
+            await asyncio.sleep(0.001)
+        await harness.committer.abandon()
+        assert [type(await one) for one in slow] == [NotFound, NotFound]
+        with pytest.raises(Overloaded):
+            await outside
+        assert harness.committer.queued_documents == 0
+        harness.model.gate.set()
+
+
+async def test_a_critical_text_is_let_in_before_what_waits_outside(tmp_path: Path) -> None:
+    async with running(tmp_path, queued_documents=16) as harness:
+        harness.model.gate.clear()
+        await harness.submit(*(text(f"t{i}", f"1 {i} 0 0") for i in range(8)))
+        outside = [asyncio.create_task(harness.committer.submit(text(f"o{i}", f"2 {i} 0 0"))) for i in range(5)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in outside)
+        (critical,) = await harness.submit(text("critical", "0 0 0 1", priority=2))
+        harness.model.gate.set()
+        assert isinstance(await critical, Done)
+        for task in outside:
+            assert isinstance(await (await task), Done)
