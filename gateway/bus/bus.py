@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from gateway.engine.plan import WriteOutcome
-from gateway.engine.types import Applied, Write
+from gateway.engine.types import Applied, Done, Write
+from gateway.errors import HotindexError
+
+
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Another node has the write; `done` will say how it ends. Until then no other on its documents may follow."""
+
+    done: asyncio.Future[Done | HotindexError]
 
 
 class Listener(Protocol):
@@ -41,7 +51,7 @@ class Bus(Protocol):
 
     async def stop(self) -> None: ...
 
-    async def commit(self, writes: Sequence[Write]) -> Sequence[WriteOutcome]:
+    async def commit(self, writes: Sequence[Write]) -> Sequence[WriteOutcome | UnderWay]:
         """Apply `writes`, each whole or not at all; return how each ended. A HotindexError means that it wasn't applied,
         save StorageUnavailable from a bus that lost its connection meanwhile: that write may yet be.
         """

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from gateway.bus.bus import Bus
+from gateway.bus.bus import Bus, UnderWay
 from gateway.embed.embedder import Embedder
 from gateway.engine.plan import HeldBack, WriteOutcome
 from gateway.engine.types import Done, NeedsVectors, Vector, Write
@@ -42,8 +42,8 @@ class Committer:
         self._gather_s = gather_s
         self._observe_s = observe_s
         self._queue = WriteQueue(collection, bounds, embeds=embedder is not None)
-        self._embedding: Counter[str] = Counter()
-        """By document id, how many writes on it wait for vectors."""
+        self._blocked: Counter[str] = Counter()
+        """By document id, how many writes on it wait for vectors, or are another node's."""
         self._asked: set[Pending] = set()
         """Writes that wait for vectors."""
         self._stopping = False
@@ -94,7 +94,7 @@ class Committer:
         while True:
             await self._queue.arrived.wait()
             self._queue.arrived.clear()
-            while batch := self._queue.take(self._embedding):
+            while batch := self._queue.take(self._blocked):
                 await self._commit(batch)
                 if gather_s := self._gather_s():
                     await asyncio.sleep(gather_s)
@@ -117,19 +117,18 @@ class Committer:
         self._observe_s(clock() - started)
         self._settle(batch, outcomes)
 
-    def _settle(self, batch: Sequence[Pending], outcomes: Sequence[WriteOutcome]) -> None:
+    def _settle(self, batch: Sequence[Pending], outcomes: Sequence[WriteOutcome | UnderWay]) -> None:
         for pending, outcome in zip(batch, outcomes, strict=True):
             match outcome:
-                case Done():
-                    self._queue.leave(pending)
-                    if not pending.done.cancelled():
-                        pending.done.set_result(outcome)
-                case HotindexError():
-                    self._fail(pending, outcome)
+                case Done() | HotindexError():
+                    self._end(pending, outcome)
+                case UnderWay(done):
+                    self._block(pending)
+                    done.add_done_callback(partial(self._came_back, pending))
                 case NeedsVectors() | HeldBack() if self._abandoned:
                     self._fail(pending, self._dropped())
                 case NeedsVectors(texts):
-                    self._embedding.update(pending.ids)
+                    self._block(pending)
                     self._asked.add(pending)
                     self._ask(pending, texts).add_done_callback(partial(self._embedded, pending, texts))
                 case HeldBack(texts):
@@ -138,6 +137,22 @@ class Committer:
                         # Else each write on a document would wait for the model by itself.
                         self._ask(pending, texts).add_done_callback(partial(self._fetched, pending, texts))
                     pending.foreseen = True
+
+    def _block(self, pending: Pending) -> None:
+        self._blocked.update(pending.ids)
+
+    def _unblock(self, pending: Pending) -> None:
+        for document_id in pending.ids:
+            if self._blocked[document_id] == 1:
+                del self._blocked[document_id]
+            else:
+                self._blocked[document_id] -= 1
+
+    def _came_back(self, pending: Pending, done: asyncio.Future[Done | HotindexError]) -> None:
+        """Tell a writer how its write ended at another node."""
+        self._unblock(pending)
+        self._end(pending, done.result())
+        self._queue.arrived.set()
 
     def _ask(self, pending: Pending, texts: Sequence[str]) -> asyncio.Future[list[Vector | HotindexError]]:
         assert self._embedder is not None, "a collection without a model needs no vectors"
@@ -150,11 +165,7 @@ class Committer:
         if pending not in self._asked:
             return  # abandoned
         self._asked.remove(pending)
-        for document_id in pending.ids:
-            if self._embedding[document_id] == 1:
-                del self._embedding[document_id]
-            else:
-                self._embedding[document_id] -= 1
+        self._unblock(pending)
         failed = self._fetched(pending, texts, asked)
         if failed is None:
             self._queue.put_back(pending)
@@ -179,7 +190,9 @@ class Committer:
         return failed
 
     def _fail(self, pending: Pending, error: Exception) -> None:
+        self._end(pending, error if isinstance(error, HotindexError) else internal(error, collection=self._collection))
+
+    def _end(self, pending: Pending, outcome: Done | HotindexError) -> None:
         self._queue.leave(pending)
-        told = error if isinstance(error, HotindexError) else internal(error, collection=self._collection)
         if not pending.done.cancelled():
-            pending.done.set_result(told)
+            pending.done.set_result(outcome)

@@ -23,6 +23,7 @@ from gateway.errors import HotindexError, Overloaded
 
 _LANES = 3
 """One per priority."""
+CRITICAL = 2
 _RETRY_S = 1.0
 _BY_NUMBER = attrgetter("number")
 
@@ -39,6 +40,11 @@ class Bounds:
     """Of the queue, for writes that may have to be embedded."""
     critical_share: float = 1.125
     """Of the queue, for critical writes."""
+
+
+def may_embed(write: Write) -> bool:
+    """Tell whether a write may need the vectors of texts; only its documents say whether it does."""
+    return any(isinstance(one, Patch) or (isinstance(one, Put) and one.vector is None) for one in write.operations)
 
 
 @dataclass(eq=False, slots=True)
@@ -104,9 +110,7 @@ class WriteQueue:
     async def enter(self, write: Write, *, wait: bool) -> Pending:
         """Let a write in. While the queue is full this waits, or, without `wait`, raises Overloaded."""
         ids = frozenset([operation.id for operation in write.operations])
-        embeds = self._embeds and any(
-            isinstance(one, Patch) or (isinstance(one, Put) and one.vector is None) for one in write.operations
-        )
+        embeds = self._embeds and may_embed(write)
         pending = Pending(write, ids, write.priority, embeds, asyncio.get_running_loop().create_future())
         outside = self._outside[write.priority, embeds]
         if not outside and self._fits(pending):
@@ -125,7 +129,7 @@ class WriteQueue:
 
     def _fits(self, pending: Pending) -> bool:
         bounds, write = self._bounds, pending.write
-        critical = write.priority == _LANES - 1
+        critical = write.priority == CRITICAL
         share = bounds.critical_share if critical else 1.0
         if not self._load.leaves_room(write, bounds.queued_documents * share, bounds.queued_bytes * share):
             return False

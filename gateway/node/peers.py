@@ -26,9 +26,20 @@ SILENCE_S = 75.0
 
 _CONNECT_S = 2.0
 _TOO_LARGE = 413
-_READS = frozenset({"info", "get", "search"})
+KEPT_ALIVE = "X-Kept-Alive"
+"""The header of an answer that took long: frames as a relay's, empty ones while it was awaited, and then one that holds
+a byte (0: an answer, 1: a Failure), the CRC-32 of what follows, big-endian, and that.
+"""
+ALIVE_S = 2.0
+_SILENT_S = 10.0
+
 _AT_ONCE = aiohttp.ClientTimeout(total=5.0, sock_connect=_CONNECT_S)
 """For what somebody waits for, and another node can answer as well."""
+_TIMEOUTS = {
+    **dict.fromkeys(("info", "get", "search"), _AT_ONCE),
+    # Texts may have to be embedded: that takes as long as it takes, while the node is alive.
+    "commit": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S),
+}
 
 _T = TypeVar("_T")
 _COPY = msgspec.msgpack.Decoder(Copy)
@@ -68,10 +79,12 @@ class PeerClient:
     async def call(self, http: str, collection: str, name: str, body: bytes) -> bytes:
         """Return what a node answers. Raises PeerFailed, PeerRefused."""
         url = f"{http}{PATH}/{collection}/{name}"
-        timeout = _AT_ONCE if name in _READS else self._timeout
+        timeout = _TIMEOUTS.get(name, self._timeout)
         with _failures(url):
             async with self._opened().post(url, data=body, timeout=timeout) as response:
                 answer = await response.read()
+                if KEPT_ALIVE in response.headers:
+                    return _late(url, answer)
                 if response.status == REFUSED:
                     raise PeerRefused(_decoded(url, answer, exchange.decode_failure))
                 if response.status == _TOO_LARGE:
@@ -103,6 +116,22 @@ class PeerClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         return self._session
+
+
+def late(answer: bytes, *, failed: bool) -> bytes:
+    """Return the frame that ends an answer that took long."""
+    payload = bytes([failed]) + zlib.crc32(answer).to_bytes(4, "big") + answer
+    return len(payload).to_bytes(exchange.LENGTH_BYTES, "big") + payload
+
+
+def _late(url: str, body: bytes) -> bytes:
+    payloads = [payload for payload in exchange.relayed(bytearray(body)) if payload]
+    if len(payloads) != 1 or payloads[0][1:5] != zlib.crc32(payloads[0][5:]).to_bytes(4, "big"):
+        raise PeerFailed(f"{url} broke off")
+    answer = payloads[0][5:]
+    if payloads[0][0]:
+        raise PeerRefused(_decoded(url, answer, exchange.decode_failure))
+    return answer
 
 
 @contextmanager

@@ -7,23 +7,20 @@ where the collection is hosted, and are forwarded a batch at a time, so that tho
 from __future__ import annotations
 
 import asyncio
-import itertools
-import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
-import msgspec
 import structlog
 
 from gateway.engine import lives
-from gateway.engine.plan import WriteOutcome
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
-from gateway.errors import HotindexError, NotFound, Overloaded
+from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
 from gateway.faults import internal
 from gateway.ingest.commit import Committer
 from gateway.ingest.queue import Bounds
 from gateway.node import exchange
 from gateway.node.exchange import ChangesCall, GetCall, Info
+from gateway.node.forwarding import ForwardBus
 from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
 from gateway.protocol import messages
 from gateway.push.events import index_version
@@ -58,10 +55,10 @@ class Calls:
         self._hosts = hosts
 
     async def call(self, name: str, body: bytes, decode: Callable[[bytes], _T]) -> _T:
-        """Return a host's answer; what is asked may be asked of several. Raises the error a host answers with, and
-        Overloaded where none can be reached.
+        """Return a host's answer; what is asked may be asked of several. Raises the error a host answers with, and where
+        none can be reached Overloaded, or, for writes that one may have got, StorageUnavailable.
         """
-        reason = "none is known"
+        reason, in_doubt = "none is known", False
         lacking: HotindexError | None = None
         for http in self._hosts.candidates(self._collection)[:_TRIES]:
             try:
@@ -73,8 +70,13 @@ class Calls:
                 lacking = error  # another may have it
             except PeerFailed as failed:
                 self._hosts.failed(http)
-                reason = str(failed)
+                reason, in_doubt = str(failed), in_doubt or failed.in_doubt
                 log.warning("host_failed", collection=self._collection, http=http, reason=reason)
+        if in_doubt and name == "commit":
+            raise StorageUnavailable(
+                f"a node that hosts collection {self._collection!r} was lost while it had this write, which may have been"
+                f" applied: {reason}"
+            )
         if lacking is not None:
             raise lacking
         raise Overloaded(
@@ -96,34 +98,6 @@ class Calls:
         raise refused or PeerFailed(f"no node that hosts collection {self._collection!r} is known")
 
 
-class ForwardBus:
-    """Hands commits to a node that hosts the collection, which puts them in order."""
-
-    def __init__(self, calls: Calls) -> None:
-        self._calls = calls
-        self._names = (f"{secrets.token_hex(16)}-{n}" for n in itertools.count())
-        self.fault: str | None = None
-        self.gather_s = 0.0
-
-    def _name(self) -> str:
-        """Return an event id: a host that was silent may carry out later what another did when it was asked again."""
-        return next(self._names)
-
-    async def start(self) -> None:
-        pass
-
-    async def stop(self) -> None:
-        pass
-
-    async def commit(self, writes: Sequence[Write]) -> Sequence[WriteOutcome]:
-        named = [write if write.event_id else msgspec.structs.replace(write, event_id=self._name()) for write in writes]
-        outcomes = await self._calls.call("commit", exchange.encode_writes(named), exchange.decode_outcomes)
-        return [one.done if isinstance(one, exchange.Success) else exchange.error(one) for one in outcomes]
-
-    async def probe(self) -> None:
-        pass
-
-
 class Remote:
     """Call on the event loop, between `open` and `close`."""
 
@@ -136,7 +110,7 @@ class Remote:
         self._starts = info.starts
         metric = info.spec.metric
         self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
-        self.committer = Committer(self.name, None, ForwardBus(calls), bounds, lambda: 0.0, observe_s)
+        self.committer = Committer(self.name, None, ForwardBus(calls.call), bounds, lambda: 0.0, observe_s)
         self._task: asyncio.Task[None] | None = None
         self.ended = False
         """Whether the collection is another one by now, or none: this is to be closed, and opened anew."""

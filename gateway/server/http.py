@@ -240,12 +240,26 @@ class HttpServer:
                 body = await _read(request.clone(client_max_size=most))
                 if call == "relay":
                     return await self._relay(request, name, body)
-                answer = await self._node.answer(name, call, body)
+                answering = asyncio.create_task(self._node.answer(name, call, body))
+                if not (await asyncio.wait([answering], timeout=peers.ALIVE_S))[0]:
+                    return await self._answer_late(request, answering)
+                answer = answering.result()
         except HotindexError as error:
-            failure = exchange.encode(exchange.failure(error))
-            return web.Response(status=peers.REFUSED, body=failure, content_type=_MSGPACK_TYPE)
+            return web.Response(status=peers.REFUSED, body=_failure(error), content_type=_MSGPACK_TYPE)
         headers = {peers.CHECKSUM: str(zlib.crc32(answer))}
         return web.Response(body=answer, content_type=_MSGPACK_TYPE, headers=headers)
+
+    async def _answer_late(self, request: web.Request, answering: asyncio.Task[bytes]) -> web.StreamResponse:
+        """Tell another node that this one is alive, until it has an answer."""
+        response = web.StreamResponse(headers={peers.KEPT_ALIVE: "1"})
+        try:
+            await response.prepare(request)
+            while not (await asyncio.wait([answering], timeout=peers.ALIVE_S))[0]:
+                await response.write(RELAY_PING)
+            await response.write(await _late(answering))
+        except ConnectionError:
+            await _late(answering)  # what was begun is done, whoever wanted to know
+        return response
 
     async def _relay(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
         """Send another node all that happens in a room."""
@@ -468,6 +482,19 @@ def _refuse(request: web.Request, error: HotindexError, status: int | None = Non
     if message.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(message.retry_after_s)))
     return response
+
+
+async def _late(answering: asyncio.Task[bytes]) -> bytes:
+    try:
+        return peers.late(await answering, failed=False)
+    except HotindexError as error:
+        return peers.late(_failure(error), failed=True)
+    except Exception as error:  # the answer has begun: there is no other way to tell
+        return peers.late(_failure(internal(error)), failed=True)
+
+
+def _failure(error: HotindexError) -> bytes:
+    return exchange.encode(exchange.failure(error))
 
 
 def _accepted(request: web.Request) -> Codec:

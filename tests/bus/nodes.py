@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gateway.bus.agreement import Diverged, Keys, NoPeer
-from gateway.bus.bus import Bus
+from gateway.bus.bus import Bus, UnderWay
 from gateway.bus.link import Link
 from gateway.bus.local import LocalBus
 from gateway.bus.shared import SharedBus, SharedOptions
@@ -58,7 +58,8 @@ class Member:
         self.log = log
 
     async def ended(self, *writes: Write) -> list[WriteOutcome]:
-        return list(await self.bus.commit(writes))
+        outcomes = await self.bus.commit(writes)
+        return [outcome for outcome in outcomes if not isinstance(outcome, UnderWay)]
 
 
 class Nodes:

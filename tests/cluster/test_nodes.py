@@ -16,8 +16,12 @@ from typing import Any
 import msgpack
 import pytest
 
+from bench.provider import faults, ok, running
 from gateway.app import Gateway
-from gateway.errors import StartupError
+from gateway.engine.types import Span
+from gateway.errors import Overloaded, StartupError
+from gateway.node import answering, exchange, peers
+from gateway.node.exchange import ChangesCall
 from tests.conftest import JsonSocket, StartGateway, json_socket
 from tests.redis_servers import RedisServer
 
@@ -239,11 +243,13 @@ async def test_a_node_starts_without_redis_and_serves_what_it_has(fleet: Fleet, 
 
 
 @asynccontextmanager
-async def edged(fleet: Fleet, hosts: int = 2) -> AsyncIterator[tuple[list[Gateway], Gateway, JsonSocket]]:
+async def edged(
+    fleet: Fleet, hosts: int = 2, **settings: Any
+) -> AsyncIterator[tuple[list[Gateway], Gateway, JsonSocket]]:
     """Run some hosts, and a node that hosts nothing."""
     async with AsyncExitStack() as stack:
-        gateways = [(await stack.enter_async_context(fleet.node(f"host{i}")))[0] for i in range(hosts)]
-        edge, socket = await stack.enter_async_context(fleet.node("edge", collections="nothing"))
+        gateways = [(await stack.enter_async_context(fleet.node(f"host{i}", **settings)))[0] for i in range(hosts)]
+        edge, socket = await stack.enter_async_context(fleet.node("edge", collections="nothing", **settings))
         while len((await ask(edge, "/v1/nodes"))["nodes"]) <= hosts:
             await asyncio.sleep(0.01)
         yield gateways, edge, socket
@@ -319,6 +325,53 @@ async def test_the_rate_of_writes_is_that_of_the_node_they_first_come_to(fleet: 
         assert (refused["code"], 0 < refused["retry_after_s"] <= 1) == ("rate_limited", True)
         assert (await at_host.reply(action="delete", collection="m", id="y"))["type"] == "ack"
         assert (await at_host.reply(action="delete", collection="m", id="y"))["code"] == "rate_limited"
+
+
+async def test_a_slow_text_at_an_edge_holds_up_nothing_but_its_own_document(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call was under way at a time, and a call that took longer than nodes may take was given up though applied."""
+    monkeypatch.setattr(peers, "ALIVE_S", 0.01)
+    answer = asyncio.Event()
+    async with running(dimension=2) as provider:
+        provider.otherwise = faults.waiting(answer, ok)
+        model = {"url": provider.url, "model": "m", "dimension": 2}
+        async with edged(fleet, models={"slow": model}) as (hosts, edge, socket):
+            await ask(edge, "/v1/collections/m", "PUT", {"model": "slow"})
+            await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+            async with json_socket(edge.ws) as other:
+                for number, (document_id, content) in enumerate([("t", "slow text"), ("t", "another"), ("u", "third")]):
+                    command = {"action": "upsert", "collection": "m", "id": document_id, "content": content}
+                    await socket.send({**command, "ref": number})
+                while not provider.requests:
+                    await asyncio.sleep(0.001)
+                for priority in (0, 2):
+                    vector = {"id": f"v{priority}", "vector": [1, 2], "priority": priority}
+                    assert (await other.reply(action="upsert", collection="m", **vector))["type"] == "ack"
+                answer.set()
+                acks = [await socket.receive() for _ in range(3)]
+                assert {ack["type"] for ack in acks} == {"ack"}
+                assert [ack["results"][0]["version"] for ack in acks if ack["results"][0]["id"] == "t"] == [1, 2]
+            await level(*hosts)
+
+
+async def test_a_host_that_is_behind_does_not_answer_for_what_it_has_not(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edge that followed another host took its answer for whole, and passed over changes for good."""
+    async with fleet.node("a") as (gateway, socket):
+        await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        hosted = gateway.node.hosted("m")
+        call = ChangesCall(Span(0, 0, 2), 10, 1000, False, hosted.epoch)
+        asked = asyncio.create_task(answering.answer(hosted, "changes", exchange.encode(call)))
+        await asyncio.sleep(0)
+        await socket.reply(action="upsert", collection="m", id="y", vector=[1, 2])
+        page = exchange.decode_page(await asked)
+        assert [change.document.id for change in page.changes] == ["x", "y"]
+        ahead = exchange.encode(ChangesCall(Span(0, 0, 9), 10, 1000, False, hosted.epoch))
+        monkeypatch.setattr(answering, "_REACH_S", 0.01)
+        with pytest.raises(Overloaded):
+            await answering.answer(hosted, "changes", ahead)
 
 
 async def test_the_room_at_an_edge_is_the_room(fleet: Fleet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -315,3 +316,26 @@ async def test_a_body_that_does_not_come_is_given_up(
         request.send(b"x" * 90_000)
         body = {"id": "a", "vector": [1, 0], "content": "x" * 50_000}
         assert (await post(http, DOCUMENTS, body))[0] == 200
+
+
+async def test_a_compressed_body_counts_as_the_largest_it_may_become(start_gateway: StartGateway) -> None:
+    """Sixty of 15 KB, each 15 MB when unpacked, were let in at once."""
+    body = gzip.compress(b'{"id":"a","vector":[1,2]}')
+    headers = {"Content-Encoding": "gzip", "Content-Type": "application/json"}
+    async with (
+        start_gateway(max_http_bytes=1 << 20, max_message_bytes=1 << 20) as gateway,
+        aiohttp.ClientSession(gateway.http) as session,
+    ):
+        host, port = gateway.http.removeprefix("http://").split(":")
+        _, first = await asyncio.open_connection(host, int(port))
+        first.write(b"POST /v1/collections/c/documents HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n{")
+        while True:
+            async with session.post("/v1/collections/c/documents", data=body, headers=headers) as answer:
+                if answer.status == 503:
+                    assert answer.headers["Retry-After"]
+                    break
+        first.close()
+        while True:
+            async with session.post("/v1/collections/c/documents", data=body, headers=headers) as answer:
+                if answer.status == 200:
+                    break
