@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 import hotindex
 import pytest
 
+from bench import provider
 from gateway.commands.process import GatewayProcess
 
 EXAMPLES = Path(__file__).parents[2] / "clients/examples"
@@ -98,3 +100,24 @@ def test_delta(gateway: GatewayProcess) -> None:
         )
         assert refused.startswith("refused: written for version ")
         assert end == "in the end: {'name': 'Mountain boot', 'category': 'Shoes', 'price': 70}"
+
+
+async def test_provider(tmp_path: Path) -> None:
+    """Its configuration, but for the address of the service."""
+    async with provider.running(dimension=768) as service:
+        config = (
+            (EXAMPLES / "provider.toml")
+            .read_text()
+            .replace('preset = "ollama"', f'url = "{service.url}"\npreset = "ollama"')
+        )
+        assert service.url in config
+        (tmp_path / "provider.toml").write_text(config)
+        flags = ["--log-level", "error", "--config", str(tmp_path / "provider.toml")]
+        with GatewayProcess(tmp_path / "data", flags) as gateway:
+            for _ in range(2):
+                lines = await asyncio.to_thread(run, "provider.py", "nomic", gateway.ws, gateway.http)
+                assert len(lines) == 2
+        assert (
+            sum(len(texts) for texts in service.texts) == len({text for texts in service.texts for text in texts}) == 4
+        )
+        assert {asked.body["model"] for asked in service.requests} == {"nomic-embed-text"}
