@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from hotindex import Ack, Backoff, Client, Document, HotindexError
+from hotindex import Ack, Backoff, Client, Document, HotindexError, NotFound
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from gateway.commands.common import complete
@@ -166,18 +166,26 @@ async def _send(
     ask_epoch: Callable[[], Coroutine[Any, Any, str | None]],
 ) -> None:
     life = ledger.begin.epoch
-    async with aclosing(in_order(partial(records.chunk, batch), sender.send)) as settled:
-        async for chunk, outcome in settled:
-            if life is None and outcome.statuses:
-                life = await ask_epoch()
-            ledger.settle(chunk, outcome, life)
-            bar.update()
+    try:
+        async with aclosing(in_order(partial(records.chunk, batch), sender.send)) as settled:
+            async for chunk, outcome in settled:
+                if life is None and outcome.statuses:
+                    life = await ask_epoch()
+                ledger.settle(chunk, outcome, life)
+                bar.update()
+    except NotFound:
+        # Upserts make what isn't there: it was, and was dropped while they waited.
+        raise _another_life(ledger) from None
     if life is not None and await ask_epoch() != life:
-        raise HotindexError(
-            "epoch_changed",
-            f"{ledger.begin.collection!r} was dropped or restored from a backup meanwhile; load the file again",
-            retryable=False,
-        )
+        raise _another_life(ledger)
+
+
+def _another_life(ledger: Ledger) -> HotindexError:
+    return HotindexError(
+        "epoch_changed",
+        f"{ledger.begin.collection!r} was dropped or restored from a backup meanwhile; load the file again",
+        retryable=False,
+    )
 
 
 def _summarise(ledger: Ledger, seconds: float) -> None:
