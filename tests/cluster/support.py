@@ -43,6 +43,7 @@ Seen: TypeAlias = tuple[str, int | None, str]
 OPEN = (ConnectionLost, RequestTimeout, Unavailable)
 """What leaves open whether a write was applied."""
 
+_TRIES = 20
 _SHOWN = 10
 
 
@@ -278,12 +279,12 @@ class Audience:
         """How often subscribers had to start over, but for their beginning."""
         return sum(recorder.resets - 1 for recorder in self.recorders)
 
-    async def reached(self, index_version: int, within_s: float = 20.0) -> None:
-        """Wait until all have come so far."""
+    async def reached(self, index_version: int, within_s: float = 20.0) -> bool:
+        """Wait until all have come so far; tell whether none is further."""
         try:
             async with asyncio.timeout(within_s):
                 for replica, recorder in zip(self.replicas, self.recorders, strict=True):
-                    while replica.index_version != index_version or recorder.position != index_version:
+                    while min(replica.index_version, recorder.position) < index_version:
                         for task in self.tasks:
                             if task.done():
                                 task.result()
@@ -292,6 +293,10 @@ class Audience:
             pairs = zip(self.recorders, self.replicas, strict=True)
             at = [(recorder.name, recorder.position, replica.index_version) for recorder, replica in pairs]
             raise Violation(f"not all subscribers are at {index_version} (recorder, replica): {at}") from None
+        return all(
+            replica.index_version == recorder.position == index_version
+            for replica, recorder in zip(self.replicas, self.recorders, strict=True)
+        )
 
     def broken(self, documents: Mapping[str, Stored]) -> list[str]:
         """Return what subscribers have that the store doesn't, and where they contradict each other."""
@@ -359,12 +364,21 @@ async def load(writers: Sequence[Writer]) -> AsyncIterator[None]:
         task.result()
 
 
+async def _level(fleet: Fleet, audience: Audience) -> int:
+    """Wait until nodes and subscribers are at one index_version, and return it."""
+    for _ in range(_TRIES):
+        index_version = await fleet.level()
+        if await audience.reached(index_version):
+            return index_version
+        # A node had something left to write again when the nodes were level.
+    raise Violation(f"subscribers are beyond {index_version}, where all nodes are")
+
+
 async def check(fleet: Fleet, facts: Facts, audience: Audience, *, agreed: bool = True) -> int:
     """Wait until all nodes and subscribers are level; raise Violation where anything is not as it must be. Nobody must
     write meanwhile. Return the index_version.
     """
-    index_version = await fleet.level()
-    await audience.reached(index_version)
+    index_version = await _level(fleet, audience)
     copies = [await member.documents() for member in fleet.members]
     found = [
         line
