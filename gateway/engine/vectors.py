@@ -73,6 +73,21 @@ def scores(query: Vector, vectors: npt.NDArray[np.float32], metric: Metric) -> n
     return -squared
 
 
+def paired_scores(
+    queries: npt.NDArray[np.float32], vectors: npt.NDArray[np.float32], metric: Metric
+) -> npt.NDArray[np.float32]:
+    """Return the similarity of each of comparable `queries[n, d]` to its own of comparable `vectors[n, d]`.
+
+    What a pair scores depends on nothing but the pair; a product of matrices rounds by where in them a row stands.
+    """
+    if metric is not Metric.L2:
+        products: npt.NDArray[np.float32] = np.einsum("nd,nd->n", queries, vectors)
+        return products
+    difference = vectors - queries
+    squared: npt.NDArray[np.float32] = np.einsum("nd,nd->n", difference, difference)
+    return -squared
+
+
 def score_of_distance(distance: npt.NDArray[np.float32], metric: Metric) -> npt.NDArray[np.float32]:
     """Return scores for hnswlib's distances: 1 - product (`ip` space), or the squared distance (`l2` space)."""
     return -distance if metric is Metric.L2 else 1 - distance
