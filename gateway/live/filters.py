@@ -1,0 +1,100 @@
+"""The filters of watches, by number, and what they say of a commit: each judges each document once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gateway.engine.filter import Filter
+from gateway.live.batch import Batch
+
+Numbers: TypeAlias = npt.NDArray[np.int64]
+
+_FITS_NOT, _FITS = 1, 2
+
+
+class Filters:
+    """Numbers for filters; equal ones share one."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Filter, int] = {}
+        self._uses: list[int] = []
+        self._free: list[int] = []
+        self.by_number: list[Filter | None] = []
+
+    def __len__(self) -> int:
+        return len(self.by_number)
+
+    def take(self, where: Filter) -> int:
+        """Return the number of a filter; it keeps it until it was released as often as it was taken."""
+        number = self._numbers.get(where)
+        if number is None:
+            number = self._free.pop() if self._free else len(self.by_number)
+            if number == len(self.by_number):
+                self.by_number.append(None)
+                self._uses.append(0)
+            self.by_number[number] = where
+            self._numbers[where] = number
+        self._uses[number] += 1
+        return number
+
+    def release(self, number: int) -> None:
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            where = self.by_number[number]
+            assert where is not None, "a filter in use is there"
+            del self._numbers[where]
+            self.by_number[number] = None
+            self._free.append(number)
+
+
+class Verdicts:
+    """Which documents of a batch fit which filters, and which may come into them. Evaluated where somebody asks."""
+
+    def __init__(self, filters: Filters, batch: Batch) -> None:
+        self._filters = filters.by_number
+        self._columns = batch.columns
+        self._fits = np.zeros((len(filters), len(batch.columns)), np.int8)
+        self._enters = np.zeros_like(self._fits)
+        self._metadata: dict[str, Any] = {}
+
+    def fit(self, filters: Numbers, columns: Numbers) -> npt.NDArray[np.bool_]:
+        """Tell for each pair of a filter's number and a column's whether that filter lets the document pass."""
+        return _looked_up(self._fits, filters, columns, self._passes)
+
+    def enter(self, filters: Numbers, columns: Numbers) -> npt.NDArray[np.bool_]:
+        """Tell for each pair whether watches with that filter may have to take the document up."""
+        return _looked_up(self._enters, filters, columns, self._comes_in)
+
+    def _passes(self, number: int, column: int) -> bool:
+        return self._matches(number, self._columns[column].document.metadata)
+
+    def _comes_in(self, number: int, column: int) -> bool:
+        before = self._columns[column].before
+        if not self._passes(number, column):
+            return False
+        return self._columns[column].moved or before is None or not self._matches(number, before)
+
+    def _matches(self, number: int, metadata: str) -> bool:
+        where = self._filters[number]
+        assert where is not None, "a filter in use is there"
+        decoded = self._metadata.get(metadata)
+        if decoded is None:
+            decoded = self._metadata[metadata] = msgspec.json.decode(metadata)
+        return where.matches(decoded)
+
+
+def _looked_up(
+    table: npt.NDArray[np.int8], filters: Numbers, columns: Numbers, test: Callable[[int, int], bool]
+) -> npt.NDArray[np.bool_]:
+    """Look pairs up in a table of verdicts, after testing those not asked for before (0)."""
+    pairs = filters * table.shape[1] + columns
+    flat = table.reshape(-1)
+    for pair in np.unique(pairs[flat[pairs] == 0]).tolist():
+        flat[pair] = _FITS if test(*divmod(pair, table.shape[1])) else _FITS_NOT
+    verdicts: npt.NDArray[np.bool_] = flat[pairs] == _FITS
+    return verdicts
