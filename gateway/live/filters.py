@@ -9,21 +9,30 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from gateway.engine.filter import Filter
+from gateway.engine.filter import All, Compare, Condition, Filter, kind, reached
 from gateway.live.batch import Batch
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
-_FITS_NOT, _FITS = 1, 2
+Path: TypeAlias = tuple[str, ...]
+Term: TypeAlias = tuple[type | None, Any]
+"""A scalar and its kind: true and 1 are two terms, 1 and 1.0 are one."""
+
+_UNKNOWN, _FITS_NOT, _FITS = 0, 1, 2
 
 
 class Filters:
-    """Numbers for filters; equal ones share one."""
+    """Numbers for filters; equal ones share one.
+
+    Many filters ask for a value, each for its own: those that a document can fit are looked up by its values.
+    """
 
     def __init__(self) -> None:
         self._numbers: dict[Filter, int] = {}
         self._uses: list[int] = []
         self._free: list[int] = []
+        self._by_term: dict[Path, dict[Term, set[int]]] = {}
+        self._others: set[int] = set()
         self.by_number: list[Filter | None] = []
 
     def __len__(self) -> int:
@@ -39,6 +48,7 @@ class Filters:
                 self._uses.append(0)
             self.by_number[number] = where
             self._numbers[where] = number
+            self._members(where).add(number)
         self._uses[number] += 1
         return number
 
@@ -48,8 +58,55 @@ class Filters:
             where = self.by_number[number]
             assert where is not None, "a filter in use is there"
             del self._numbers[where]
+            self._forget(where, number)
             self.by_number[number] = None
             self._free.append(number)
+
+    def _members(self, where: Filter) -> set[int]:
+        needed = _needed(where.condition)
+        if needed is None:
+            return self._others
+        return self._by_term.setdefault(needed.path, {}).setdefault(_term(needed.value), set())
+
+    def _forget(self, where: Filter, number: int) -> None:
+        members = self._members(where)
+        members.discard(number)
+        needed = _needed(where.condition)
+        if needed is not None and not members:
+            del self._by_term[needed.path][_term(needed.value)]
+            if not self._by_term[needed.path]:
+                del self._by_term[needed.path]
+
+    def possible(self, metadata: dict[str, Any]) -> list[int]:
+        """Return the numbers of all filters that may let a document pass."""
+        found = [*self._others]
+        for path, by_term in self._by_term.items():
+            for term in _terms(metadata, path):
+                found += by_term.get(term, ())
+        return found
+
+
+def _needed(condition: Condition) -> Compare | None:
+    """Return an equality without which the condition doesn't hold."""
+    for part in condition.parts if isinstance(condition, All) else (condition,):
+        if isinstance(part, Compare) and part.operator == "=":
+            return part
+    return None
+
+
+def _term(value: Any) -> Term:
+    return kind(value), value
+
+
+def _terms(metadata: dict[str, Any], path: Path) -> set[Term]:
+    terms: set[Term] = set()
+    for there in reached(metadata, path):
+        terms.update(
+            _term(value)
+            for value in (there if isinstance(there, list) else (there,))
+            if not isinstance(value, dict | list)
+        )
+    return terms
 
 
 class Verdicts:
@@ -58,9 +115,12 @@ class Verdicts:
     def __init__(self, filters: Filters, batch: Batch) -> None:
         self._filters = filters.by_number
         self._columns = batch.columns
-        self._fits = np.zeros((len(filters), len(batch.columns)), np.int8)
-        self._enters = np.zeros_like(self._fits)
+        self._fits = np.full((len(filters), len(batch.columns)), _FITS_NOT, np.int8)
         self._metadata: dict[str, Any] = {}
+        for number, column in enumerate(batch.columns if len(filters) else ()):
+            if not column.document.deleted:
+                self._fits[filters.possible(self._decoded(column.document.metadata)), number] = _UNKNOWN
+        self._enters = self._fits.copy()
 
     def fit(self, filters: Numbers, columns: Numbers) -> npt.NDArray[np.bool_]:
         """Tell for each pair of a filter's number and a column's whether that filter lets the document pass."""
@@ -82,19 +142,22 @@ class Verdicts:
     def _matches(self, number: int, metadata: str) -> bool:
         where = self._filters[number]
         assert where is not None, "a filter in use is there"
+        return where.matches(self._decoded(metadata))
+
+    def _decoded(self, metadata: str) -> Any:
         decoded = self._metadata.get(metadata)
         if decoded is None:
             decoded = self._metadata[metadata] = msgspec.json.decode(metadata)
-        return where.matches(decoded)
+        return decoded
 
 
 def _looked_up(
     table: npt.NDArray[np.int8], filters: Numbers, columns: Numbers, test: Callable[[int, int], bool]
 ) -> npt.NDArray[np.bool_]:
-    """Look pairs up in a table of verdicts, after testing those not asked for before (0)."""
+    """Look pairs up in a table of verdicts, after testing those not tested before."""
     pairs = filters * table.shape[1] + columns
     flat = table.reshape(-1)
-    for pair in np.unique(pairs[flat[pairs] == 0]).tolist():
+    for pair in np.unique(pairs[flat[pairs] == _UNKNOWN]).tolist():
         flat[pair] = _FITS if test(*divmod(pair, table.shape[1])) else _FITS_NOT
     verdicts: npt.NDArray[np.bool_] = flat[pairs] == _FITS
     return verdicts
