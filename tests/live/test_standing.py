@@ -121,6 +121,23 @@ def test_who_holds_all_that_fits_is_never_short(pair: Pair) -> None:
     assert pair.shown(number) == []
 
 
+def test_who_held_all_and_lets_go_of_some_can_be_short(pair: Pair) -> None:
+    pair.line(10)
+    number = pair.add(watch(*X, k=5))
+    pair.commit(*(put(f"n{score}", score, 0, 0, 0) for score in range(20, 40)))
+    assert pair.commit(*(remove(f"n{score}") for score in range(29, 40))) == Affected([number], [])
+    assert pair.commit(remove("n28")) == Affected([], [number])
+
+
+def test_what_is_below_the_floor_does_not_take_the_place_of_what_was_let_go(pair: Pair) -> None:
+    pair.line(10)
+    number = pair.add(watch(*X, k=5))
+    pair.commit(*(put(f"n{score}", score, 0, 0, 0) for score in range(20, 40)))
+    pair.commit(remove("n39"))
+    pair.commit(put("low", 19, 0, 0, 0))
+    assert pair.commit(*(remove(f"n{score}") for score in range(28, 39))).short == [number]
+
+
 def test_below_min_score_there_is_nothing_to_search_for(pair: Pair) -> None:
     pair.line(40)
     number = pair.add(watch(*X, k=5, min_score=30.0))

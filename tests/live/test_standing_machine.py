@@ -161,6 +161,21 @@ class StandingMachine(RuleBasedStateMachine):
             follower.as_of, follower.dirty = nearest.index_version, True
         follower.searched = None
 
+    @precondition(lambda self: self.followers)
+    @rule(which=seeds, count=st.integers(1, 20), commits=st.integers(1, 3), seed=seeds)
+    def write_while_searching(self, which: int, count: int, commits: int, seed: int) -> None:
+        self.search(which)
+        rng = random.Random(seed)
+        for _ in range(commits):
+            self._commit([_operation(rng) for _ in range(count)], blind=False)
+        self.catch_up(late=False)
+        self.refill(which)
+
+    @precondition(lambda self: self.behind)
+    @rule()
+    def apply_one(self) -> None:
+        self._affected(self.standing.apply(self.behind.popleft()))
+
     @rule()
     def refill_all(self) -> None:
         for follower in self.followers:
