@@ -26,6 +26,7 @@ from gateway.metrics import CollectionState, Metrics
 from gateway.node import queries
 from gateway.node.exchange import Info
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
+from gateway.node.watching import Watching
 from gateway.protocol import messages
 from gateway.push.room import Room, RoomLimits
 
@@ -101,6 +102,7 @@ class Hosted:
             room,
             collection.spec.metric,
         )
+        self.watching = Watching(self)
         self.upkeep = Upkeep(
             collection,
             UpkeepThreads(threads.upkeep, threads.rebuild),
@@ -122,6 +124,7 @@ class Hosted:
         """Commit what was submitted (or, to `abandon` it, refuse what isn't committed), write a snapshot where anything
         changed, close the files.
         """
+        await self.watching.stop()
         await (self.committer.abandon() if abandon else self.committer.stop())
         await self.bus.stop()
         await self.upkeep.stop()
@@ -146,12 +149,13 @@ class Hosted:
 
     @property
     def wants_vectors(self) -> bool:
-        return self.room.wants_vectors
+        return self.room.wants_vectors or self.watching.wants_vectors
 
     def publish(self, applied: Applied) -> None:
-        """Pass a commit on to the room, and to those who wait for its index_version."""
+        """Pass a commit on to the room, to the watches, and to those who wait for its index_version."""
         self._changes.inc(sum(not isinstance(event, BatchComplete) for event in applied.events))
         self.room.publish(applied)
+        self.watching.publish(applied)
         while self._awaited and self._awaited[0][0] <= applied.index_version:
             _, _, reached = heapq.heappop(self._awaited)
             if not reached.done():

@@ -39,6 +39,7 @@ from gateway.node.remote import Remote
 from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
 from gateway.node.values import Membership, Options, Ticket
+from gateway.node.watches import Opened
 from gateway.protocol import checks, messages
 from gateway.protocol.codec import MSGPACK, Codec
 from gateway.push.events import Variant
@@ -217,7 +218,7 @@ class Node:
             return self._hosted.get(spec.name) or await self._create(spec)
 
     async def drop(self, name: str) -> None:
-        """Remove a collection with everything in it. Its subscribers are told `unsubscribed`."""
+        """Remove a collection with everything in it. Its subscribers are told `unsubscribed`, its watches `unwatched`."""
         served = await self.served(name)
         async with self._lifecycle:
             await self.cluster.drop(name, lives.life(served.epoch))
@@ -230,6 +231,7 @@ class Node:
         name = hosted.name
         del self._hosted[name]
         hosted.room.close()
+        hosted.watching.close()
         await self._rewriting.stop(name)
         await hosted.stop(abandon=True)
         self._models.retire(hosted.spec.model, hosted.spared)
@@ -461,6 +463,12 @@ class Node:
         since = command.since if recovered else None
         join = partial(served.room.join, variant, sink, since)
         return Membership(variant, served.room.head, recovered, served.epoch, join)
+
+    async def watch(self, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Opened:
+        """Return a watch that is told of changes once its answer was written and `begin` called. Raises what is wrong
+        with the command.
+        """
+        return await self.hosted(command.collection).watching.watch(command, watch_id, codec, sink)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
         served = self._hosted.get(name) or self._remotes.get(name)

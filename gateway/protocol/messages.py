@@ -119,6 +119,21 @@ class Search(CollectionCommand, frozen=True, kw_only=True):
     ef: int | None = None
 
 
+class Watch(CollectionCommand, frozen=True, kw_only=True):
+    vector: RawVector | None = None
+    text: str | None = None
+    id: str | None = None
+    k: int = 10
+    filter: JsonObject | None = None
+    min_score: float | None = None
+    exact: bool = False
+    max_rate: float | None = None
+
+
+class Unwatch(Command, frozen=True, kw_only=True):
+    watch_id: str
+
+
 class ProductCreated(WriteCommand, frozen=True, kw_only=True):
     product_id: str
     data: JsonObject
@@ -254,6 +269,41 @@ class IndexUpdate(Message, frozen=True, kw_only=True, tag="index_update"):
     collection: str
     event: Event | msgspec.Raw | None = None
     events: Sequence[Event | msgspec.Raw] | None = None
+
+
+class WatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    score: float
+    metadata: Any
+
+
+class Watching(Message, frozen=True, kw_only=True, tag="watching"):
+    watch_id: str
+    collection: str
+    index_version: int
+    exact: bool
+    results: tuple[WatchResult, ...]
+
+
+class WatchItem(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    score: float
+    rank: int
+    metadata: Any
+
+
+class WatchUpdate(Message, frozen=True, kw_only=True, tag="watch_update"):
+    watch_id: str
+    index_version: int
+    added: tuple[WatchItem, ...]
+    changed: tuple[WatchItem, ...]
+    removed: tuple[str, ...]
+
+
+class Unwatched(Message, frozen=True, kw_only=True, tag="unwatched"):
+    watch_id: str
+    collection: str | None = None
+    """Where the collection is gone, and the watch with it."""
 
 
 class ErrorMessage(Message, frozen=True, kw_only=True, tag="error"):

@@ -9,6 +9,7 @@ while `full`; the caller stops reading, so that a client that is too fast is slo
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -33,6 +34,7 @@ class Limits:
     in_flight: int = 256
     in_flight_bytes: int = 32 << 20
     rooms: int = 128
+    watches: int = 1000
     commands_per_s: float = 0.0
     """On average; a second's worth may come at once. 0 is no limit."""
 
@@ -64,6 +66,8 @@ class Session:
         self.codec = codec
         self.state = State.OPENING
         self.rooms: set[str] = set()
+        self.watches: set[str] = set()
+        self._watch_ids = itertools.count(1)
         self._limits = limits
         self._now = now
         self._in_flight = 0
@@ -142,6 +146,18 @@ class Session:
                 field="collection",
             )
         self.rooms.add(collection)
+
+    def begin_watch(self) -> str:
+        """Note a watch, and return its id. Raises InvalidArgument beyond the connection's limit."""
+        if len(self.watches) >= self._limits.watches:
+            raise InvalidArgument(
+                f"this would be the connection's watch number {len(self.watches) + 1}; the limit is"
+                f" {self._limits.watches}",
+                field="action",
+            )
+        watch_id = f"w{next(self._watch_ids)}"
+        self.watches.add(watch_id)
+        return watch_id
 
     def _landed(self, done: Perform) -> None:
         self._in_flight -= 1

@@ -44,7 +44,7 @@ class Sink(Protocol):
     def offer(self, data: bytes) -> bool:
         """Take whole frames, or none of them (False) while what was written before waits for the network.
 
-        Never blocks, never raises.
+        Of no bytes it tells whether it would take frames now. Never blocks, never raises.
         """
         ...
 

@@ -1,0 +1,219 @@
+"""One client's watch: from its command to a standing query, and what is done for it in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from gateway.engine.collection import Collection
+from gateway.engine.search import Query
+from gateway.engine.types import Applied
+from gateway.errors import InvalidArgument
+from gateway.live.standing import MAX_K, Standing, wanted
+from gateway.live.types import Difference, Nearest, Ranked, Watch
+from gateway.node import queries
+from gateway.protocol import checks, messages
+from gateway.protocol.codec import Codec
+from gateway.protocol.framing import frame
+from gateway.push.room import Sink
+
+MAX_RATE = 1000.0
+_LEAST_EF = 256
+_EF_PER_WANTED = 2
+
+
+@dataclass(eq=False, slots=True)
+class Live:
+    """A watch of a client. `first` becomes its first answer.
+
+    `ticket` counts the searches it has needed: what an older one found is of no use. It is `settled` when the latest is
+    in. It is told nothing before it has `begun`.
+    """
+
+    collection: str
+    watch_id: str
+    codec: Codec
+    sink: Sink
+    watch: Watch
+    exact: bool
+    follows: str | None
+    """The id of the document whose vector is the query."""
+    least_pause_s: float
+    first: asyncio.Future[messages.Watching]
+    number: int | None = None
+    """Its number among the standing queries."""
+    vector_version: int = 0
+    """Of the vector of the document it follows."""
+    ticket: int = 0
+    searching: bool = False
+    settled: bool = False
+    begun: bool = False
+    closed: bool = False
+    due: float = -math.inf
+    timer: asyncio.TimerHandle | None = None
+
+    @property
+    def filtered(self) -> bool:
+        return self.watch.where is not None
+
+    def write(self, message: messages.Message) -> None:
+        self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A watch that has its first answer. `begin` lets it be told of changes, `leave` ends it."""
+
+    live: Live
+    reply: messages.Watching
+    begin: Callable[[], None]
+    leave: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a search found for a watch, and for which vector of the document it follows."""
+
+    live: Live
+    ticket: int
+    watch: Watch
+    vector_version: int
+    nearest: Nearest
+
+
+@dataclass(slots=True)
+class Turn:
+    """What a turn came to: numbers of watches that changed and that are short, and what became of searches."""
+
+    changed: set[int] = field(default_factory=set)
+    short: set[int] = field(default_factory=set)
+    taken: list[Found] = field(default_factory=list)
+    early: list[Found] = field(default_factory=list)
+    """Of index_versions that are still to be applied."""
+    late: list[Found] = field(default_factory=list)
+    """Of index_versions that too much has come after."""
+
+
+async def check(place: queries.Place, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Live:
+    """Return the watch a command asks for, which has no answer yet. Raises what is wrong with the command."""
+    given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"watch needs one of vector, text and id; it has {', '.join(given) or 'none'}", field="vector"
+        )
+    checks.between(command.k, 1, MAX_K, "k")
+    if command.min_score is not None and not math.isfinite(command.min_score):
+        raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
+    if command.max_rate is not None and not 0 < command.max_rate <= MAX_RATE:
+        raise InvalidArgument(
+            f"max_rate is {command.max_rate}; it must be over 0, up to {MAX_RATE:g} pushes a second", field="max_rate"
+        )
+    search = messages.Search(
+        vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter
+    )
+    query = await queries.query(place, search)
+    watch = Watch(
+        query.vectors[0],
+        command.k,
+        query.where,
+        -math.inf if command.min_score is None else command.min_score,
+        frozenset() if command.id is None else frozenset((command.id,)),
+    )
+    least_pause_s = 0.0 if command.max_rate is None else 1 / command.max_rate
+    first = asyncio.get_running_loop().create_future()
+    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.id, least_pause_s, first)
+
+
+def apply(standing: Standing, commits: Sequence[Applied], found: Sequence[Found]) -> Turn:
+    """Apply commits, then take in what searches found. Blocks."""
+    turn = Turn()
+    for applied in commits:
+        affected = standing.apply(applied)
+        turn.changed.update(affected.changed)
+        turn.short.update(affected.short)
+    for one in found:
+        if one.nearest.index_version > standing.index_version:
+            turn.early.append(one)
+        elif not standing.reaches(one.nearest.index_version):
+            turn.late.append(one)
+        else:
+            _fill(standing, one)
+            turn.taken.append(one)
+            number = one.live.number
+            assert number is not None, "it was added"
+            turn.short.discard(number)
+            if standing.waits(number):
+                turn.short.add(number)
+    return turn
+
+
+def _fill(standing: Standing, found: Found) -> None:
+    live = found.live
+    if live.number is None:
+        live.number = standing.add(found.watch, found.nearest)
+    elif live.follows is not None:
+        standing.move(live.number, found.watch, found.nearest)
+    else:
+        standing.refill(live.number, found.nearest)
+
+
+def search(collection: Collection, live: Live, ticket: int) -> Found:
+    """Search for a watch, by the vector that the document it follows has now, or had last. Blocks."""
+    watch, vector_version = live.watch, live.vector_version
+    if live.follows is not None:
+        document, blob = collection.get(live.follows, include_vector=True) or (None, None)
+        if document is not None and document.vector_version is not None and blob is not None:
+            watch, vector_version = replace(watch, query=np.frombuffer(blob, np.float32)), document.vector_version
+    k = wanted(watch.k)
+    query = Query(
+        watch.query[np.newaxis],
+        k,
+        watch.where,
+        live.exact,
+        exclude=live.follows,
+        include_vector=True,
+        ef=max(_LEAST_EF, _EF_PER_WANTED * k, collection.spec.ef_search),
+    )
+    answer = collection.search(query)
+    hits = answer.results[0]
+    return Found(live, ticket, watch, vector_version, Nearest(answer.index_version, hits, len(hits) < k))
+
+
+def watching(live: Live, index_version: int, ranked: Sequence[Ranked]) -> messages.Watching:
+    """Return a client's first answer."""
+    return messages.Watching(
+        watch_id=live.watch_id,
+        collection=live.collection,
+        index_version=index_version,
+        exact=live.exact,
+        results=tuple(
+            messages.WatchResult(
+                id=one.document.id, score=one.score, metadata=live.codec.metadata(one.document.metadata)
+            )
+            for one in ranked
+        ),
+    )
+
+
+def update(live: Live, index_version: int, difference: Difference) -> messages.WatchUpdate:
+    """Return what tells a client the difference."""
+    return messages.WatchUpdate(
+        watch_id=live.watch_id,
+        index_version=index_version,
+        added=_items(live.codec, difference.added),
+        changed=_items(live.codec, difference.changed),
+        removed=tuple(difference.removed),
+    )
+
+
+def _items(codec: Codec, ranked: Sequence[Ranked]) -> tuple[messages.WatchItem, ...]:
+    return tuple(
+        messages.WatchItem(
+            id=one.document.id, score=one.score, rank=one.rank, metadata=codec.metadata(one.document.metadata)
+        )
+        for one in ranked
+    )
