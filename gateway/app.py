@@ -85,6 +85,7 @@ async def running(settings: Settings, checksum: Checksum = checksum) -> AsyncIte
         message_bytes=settings.max_message_bytes,
         in_flight=settings.max_in_flight,
         rooms=settings.max_rooms,
+        watches=settings.max_watches,
         commands_per_s=settings.max_commands_per_s,
     )
     with locked(settings.data_dir) as directory:

@@ -105,6 +105,7 @@ class Settings(BaseSettings):
         256 << 20, ge=1024, description="Bytes of HTTP bodies in memory, of all requests together"
     )
     max_rooms: int = Field(128, ge=1, description="Subscriptions per connection")
+    max_watches: int = Field(1000, ge=1, description="Live queries per connection")
     room_log_bytes: int = Field(8 << 20, ge=0, description="Bytes of latest events a room keeps, per collection")
     max_lag_s: float = Field(
         60.0, gt=0, description="Seconds a subscriber may take for what it has missed, before it is closed as too slow"

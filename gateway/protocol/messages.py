@@ -149,7 +149,6 @@ class ProductDeleted(WriteCommand, frozen=True, kw_only=True):
 
 
 Write: TypeAlias = Upsert | Patch | Delete | Transaction | ProductCreated | ProductUpdated | ProductDeleted
-Read: TypeAlias = Get | Search
 
 COMMANDS: dict[str, type[Command]] = {
     "ping": Ping,
@@ -161,6 +160,8 @@ COMMANDS: dict[str, type[Command]] = {
     "transaction": Transaction,
     "get": Get,
     "search": Search,
+    "watch": Watch,
+    "unwatch": Unwatch,
     "product_created": ProductCreated,
     "product_updated": ProductUpdated,
     "product_deleted": ProductDeleted,

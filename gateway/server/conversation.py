@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
+from typing import Any, TypeAlias
 
-from gateway.errors import HotindexError
+from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.metrics import Metrics
 from gateway.node.node import Node
 from gateway.node.values import Ticket
-from gateway.protocol import messages
+from gateway.node.watches import Opened
+from gateway.protocol import checks, messages
 from gateway.protocol.framing import frame
 from gateway.protocol.messages import Message
 from gateway.protocol.session import Perform, Reply, Session
@@ -20,6 +22,9 @@ from gateway.server import replies
 from gateway.server.connection import Connection
 
 _READS_AT_ONCE = 4
+
+_Tell: TypeAlias = Callable[[], None]
+"""Writes an answer."""
 
 
 class _Reads:
@@ -43,7 +48,7 @@ class Conversation:
     """One connection's session, and what it has under way."""
 
     __slots__ = (
-        "_acks", "_metrics", "_node", "_progress", "_reads", "_subscribers", "_under_way",
+        "_acks", "_metrics", "_node", "_progress", "_reads", "_subscribers", "_under_way", "_watches",
         "connection", "session",
     )  # fmt: skip
 
@@ -53,6 +58,7 @@ class Conversation:
         self._node = node
         self._metrics = metrics
         self._subscribers: dict[str, Subscriber] = {}
+        self._watches: dict[str, Opened] = {}
         self._reads: _Reads | None = None
         """Most connections never read; thousands may be open."""
         self._under_way = 0
@@ -93,6 +99,8 @@ class Conversation:
         self.session.close()
         for name, subscriber in self._subscribers.items():
             self._node.unsubscribe(name, subscriber)
+        for opened in self._watches.values():
+            opened.leave()
         if self._reads is not None:
             self._reads.cancel()
 
@@ -103,9 +111,11 @@ class Conversation:
             case messages.Unsubscribe():
                 self._unsubscribe(step, step.command)
             case messages.Get() | messages.Search():
-                if self._reads is None:
-                    self._reads = _Reads()
-                self._reads.start(self._read(self._reads, step, step.command))
+                self._start_read(step, partial(self._look_up, step, step.command))
+            case messages.Watch():
+                self._start_read(step, partial(self._watch, step, step.command, self._new_watch()))
+            case messages.Unwatch():
+                self._unwatch(step, step.command)
             case (
                 messages.Upsert()
                 | messages.Patch()
@@ -137,26 +147,59 @@ class Conversation:
         if acks:
             self.connection.outlet.write(b"".join(acks))
 
-    async def _read(self, reads: _Reads, step: Perform, command: messages.Read) -> None:
+    def _start_read(self, step: Perform, work: Callable[[], Awaitable[_Tell]]) -> None:
+        if self._reads is None:
+            self._reads = _Reads()
+        self._reads.start(self._read(self._reads, step, work))
+
+    async def _read(self, reads: _Reads, step: Perform, work: Callable[[], Awaitable[_Tell]]) -> None:
         """Answer a read once the client has taken what it was answered before."""
         async with reads.turn:
             await self.connection.drained()
-            await self._look_up(step, command)
+            try:
+                tell = await work()
+            except HotindexError as error:
+                self._fail(step, error)
+            except Exception as error:  # as in take
+                self._fail(step, internal(error, client=self.session.client_id))
+            else:
+                tell()
 
-    async def _look_up(self, step: Perform, command: messages.Read) -> None:
+    async def _look_up(self, step: Perform, command: messages.Get | messages.Search) -> _Tell:
         codec = self.session.codec
         answer: Message
-        try:
-            if isinstance(command, messages.Get):
-                answer = replies.document(*await self._node.get(command), command.include, codec)
-            else:
-                answer = replies.results(*await self._node.search(command), command.include, codec)
-        except HotindexError as error:
-            self._fail(step, error)
-        except Exception as error:  # as in take
-            self._fail(step, internal(error, client=self.session.client_id))
+        if isinstance(command, messages.Get):
+            answer = replies.document(*await self._node.get(command), command.include, codec)
         else:
-            self._answer(step, answer)
+            answer = replies.results(*await self._node.search(command), command.include, codec)
+        return partial(self._answer, step, answer)
+
+    def _new_watch(self) -> str:
+        for watch_id in [watch_id for watch_id, opened in self._watches.items() if opened.live.closed]:
+            self.session.watches.discard(watch_id)
+            del self._watches[watch_id]
+        return self.session.begin_watch()
+
+    async def _watch(self, step: Perform, command: messages.Watch, watch_id: str) -> _Tell:
+        try:
+            opened = await self._node.watch(command, watch_id, self.session.codec, self.connection.outlet)
+        except BaseException:
+            self.session.watches.discard(watch_id)
+            raise
+        return partial(self._begin_watch, step, opened)
+
+    def _begin_watch(self, step: Perform, opened: Opened) -> None:
+        self._watches[opened.reply.watch_id] = opened
+        self._answer(step, opened.reply)
+        opened.begin()
+
+    def _unwatch(self, step: Perform, command: messages.Unwatch) -> None:
+        opened = self._watches.pop(command.watch_id, None)
+        if opened is None:
+            raise NotFound(f"this connection has no watch {checks.show(command.watch_id)}", field="watch_id")
+        self.session.watches.discard(command.watch_id)
+        opened.leave()
+        self._answer(step, messages.Unwatched(watch_id=command.watch_id))
 
     async def _subscribe(self, step: Perform, command: messages.Subscribe) -> None:
         membership = await self._node.subscribe(command, self.session.codec, self.connection.outlet)
