@@ -24,9 +24,11 @@ from hotindex.transaction import Transaction
 from hotindex.types import (
     Ack,
     CaughtUp,
+    Change,
     Document,
     Event,
     Hit,
+    Match,
     Reconnected,
     Reset,
     Results,
@@ -34,6 +36,7 @@ from hotindex.types import (
     Update,
     WriteResult,
 )
+from hotindex.watch import Watch
 
 if TYPE_CHECKING:
     from hotindex.replica import Replica
@@ -43,6 +46,7 @@ __all__ = [
     "Backoff",
     "BufferFull",
     "CaughtUp",
+    "Change",
     "Client",
     "Conflict",
     "ConnectionLost",
@@ -54,6 +58,7 @@ __all__ = [
     "InvalidFile",
     "InvalidRequest",
     "Listener",
+    "Match",
     "NotFound",
     "Reconnected",
     "Replica",
@@ -66,6 +71,7 @@ __all__ = [
     "Transaction",
     "Unavailable",
     "Update",
+    "Watch",
     "WriteResult",
     "sync",
 ]

@@ -29,6 +29,7 @@ from hotindex.listener import Listener
 from hotindex.subscription import BUFFER, Subscription, Wanted
 from hotindex.transaction import Transaction
 from hotindex.types import Ack, Document, Event, Include, Metadata, OnFull, Results, StoredDocument, VectorLike
+from hotindex.watch import Watch, Watches
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 FINAL_CLOSE_CODES = frozenset({4401, 4403})
@@ -85,6 +86,7 @@ class Client:
         self._leaving: dict[str, asyncio.Task[None]] = {}
         self._renewals: dict[Subscription, asyncio.Task[None]] = {}
         """At most one for each subscription, so that it begins again once, and not after it has ended."""
+        self._watches = Watches(self._request, self._renew, self._tell, self._spawn)
         self._tasks: set[asyncio.Task[None]] = set()
         self._runner: asyncio.Task[None] | None = None
         self._blamed: ClientConnection | None = None
@@ -280,6 +282,34 @@ class Client:
         """Call a function with what a subscription yields: see Listener. `subscribe` takes what that method takes."""
         return Listener(self.subscribe(collection, **subscribe), callback)
 
+    def watch(
+        self,
+        collection: str,
+        *,
+        vector: VectorLike | None = None,
+        text: str | None = None,
+        id: str | None = None,  # noqa: A002
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
+        exact: bool = False,
+        max_rate: float | None = None,
+    ) -> Watch:
+        """Return the answer to a search, to iterate over as it changes: see Watch.
+
+            async for change in client.watch("movies", text="a storm at sea", k=10):
+                print(change.added, change.removed, change.results)
+
+        What is searched for, and how, is as in `search`; there may be fewer than k with a score of at least `min_score`.
+        `max_rate` is how many changes a second the gateway sends at most. Raises what `search` raises.
+        """
+        if filter is not None and not isinstance(filter, Mapping):
+            raise TypeError(f"filter is {filter!r}; it must be a mapping")
+        wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}
+        how = {"k": k, "filter": dict(filter) if filter else None, "min_score": min_score, "exact": exact or None}
+        command = {"action": "watch", "collection": collection, **wanted, **how, "max_rate": max_rate}
+        return Watch(self._watches, command)
+
     async def enter(self, subscription: Subscription) -> None:
         if leaving := self._leaving.get(subscription.collection):
             # It must not come after the new subscription's command, and end that.
@@ -308,14 +338,14 @@ class Client:
 
     async def leave(self, subscription: Subscription) -> None:
         if self._forget(subscription) and self._connected.is_set():
-            await self._send_unsubscribe(subscription)
+            await self._tell(_unsubscribe(subscription))
 
     def give_up(self, subscription: Subscription) -> None:
         if self._forget(subscription):
             self._leave_soon(subscription)
 
     def _leave_soon(self, subscription: Subscription) -> None:
-        leaving = self._spawn(self._send_unsubscribe(subscription))
+        leaving = self._spawn(self._tell(_unsubscribe(subscription)))
         self._leaving[subscription.collection] = leaving
         leaving.add_done_callback(lambda _: self._leaving.pop(subscription.collection, None))
 
@@ -335,32 +365,43 @@ class Client:
             return
         if renewal := self._renewals.pop(subscription, None):
             renewal.cancel()
-        self._renewals[subscription] = self._spawn(self._resubscribe(subscription))
+
+        def refused(error: HotindexError) -> None:
+            self._forget(subscription)
+            subscription.fail(error)
+
+        self._renewals[subscription] = self._spawn(self._renew(subscription.command, subscription.began, refused))
 
     def unsubscribe(self, subscription: Subscription) -> None:
-        self._spawn(self._send_unsubscribe(subscription))
+        self._spawn(self._tell(_unsubscribe(subscription)))
 
-    async def _resubscribe(self, subscription: Subscription) -> None:
+    async def _renew(
+        self,
+        command: Callable[[], dict[str, Any]],
+        began: Callable[[dict[str, Any]], None],
+        refused: Callable[[HotindexError], None],
+    ) -> None:
+        """Begin again what the gateway pushes."""
         for attempt in itertools.count():
             try:
-                await self._exchange(subscription.command(), subscription.began)
+                await self._exchange(command(), began)
             except ConnectionLost:
-                return  # the next connection begins with all subscriptions
+                return  # the next connection begins with all subscriptions and watches
             except HotindexError as error:
                 if not error.retryable:
-                    self._forget(subscription)
-                    subscription.fail(error)
+                    refused(error)
                     return
                 await asyncio.sleep(self._backoff.delay_s(attempt))
             else:
                 return
 
-    async def _send_unsubscribe(self, subscription: Subscription) -> None:
+    async def _tell(self, command: dict[str, Any]) -> None:
+        """Send a command that ends something, and wait until it has."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._exchange({"action": "unsubscribe", "collection": subscription.collection}, None)
+                await self._exchange(command, None)
         except (HotindexError, TimeoutError):
-            return  # without a connection there is nothing to leave
+            return  # without a connection there is nothing to end
 
     async def _request(
         self,
@@ -432,6 +473,7 @@ class Client:
             for subscription in self._subscriptions.values():
                 if not subscription.full:
                     self.subscribe_again(subscription)
+            self._watches.connected()
             try:
                 while True:
                     self._take(wire.decode(await connection.recv(decode=False)))
@@ -460,6 +502,7 @@ class Client:
         assert connection is not None, "there was one to lose"
         for subscription in self._subscriptions.values():
             subscription.interrupted()
+        self._watches.interrupted()
         code = closed.rcvd.code if closed.rcvd else None
         if code in FINAL_CLOSE_CODES:
             self._stop(ConnectionLost(f"the gateway closed the connection: {closed}", retryable=False))
@@ -488,11 +531,11 @@ class Client:
                 pending.reply.set_exception(error)
 
     def _take(self, message: dict[str, Any]) -> None:
-        kind, ref = message["type"], message.get("ref")
-        if ref is not None:
-            pending = self._pending.get(ref)
-            if pending is not None and not pending.reply.done():
-                self._settle(pending, message)
+        kind = message["type"]
+        if message.get("ref") is not None:
+            self._take_reply(message)
+        elif kind in ("watch_update", "unwatched"):
+            self._watches.take(message)
         elif kind in ("index_update", "reset", "caught_up"):
             subscription = self._subscriptions.get(message["collection"])
             if subscription is not None:
@@ -504,6 +547,13 @@ class Client:
             self.greeting = message
         elif kind == "unsubscribed" and (subscription := self._subscriptions.get(message["collection"])):
             subscription.ended_by_gateway()
+
+    def _take_reply(self, message: dict[str, Any]) -> None:
+        pending = self._pending.get(message["ref"])
+        if pending is not None and not pending.reply.done():
+            self._settle(pending, message)
+        elif message["type"] == "watching":
+            self._watches.unclaimed(message)
 
     def _settle(self, pending: _Pending, message: dict[str, Any]) -> None:
         if message["type"] == "error":
@@ -522,9 +572,14 @@ class Client:
         self._fail_pending(error)
         for subscription in self._subscriptions.values():
             subscription.fail(error)
+        self._watches.fail(error)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _unsubscribe(subscription: Subscription) -> dict[str, Any]:
+    return {"action": "unsubscribe", "collection": subscription.collection}

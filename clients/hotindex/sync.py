@@ -9,11 +9,11 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
-from hotindex import client
+from hotindex import client, watch
 from hotindex.errors import HotindexError
 from hotindex.subscription import BUFFER, Subscription
 from hotindex.transaction import Gathering
-from hotindex.types import Ack, Event, Include, OnFull
+from hotindex.types import Ack, Change, Event, Include, Match, OnFull
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
@@ -27,6 +27,18 @@ def _returning(
     @functools.wraps(method)
     def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
         return self.run(method(self._opened(), *args, **kwargs))
+
+    return call
+
+
+def _watching(
+    method: Callable[Concatenate[client.Client, _P], watch.Watch],
+) -> Callable[Concatenate[Client, _P], Watch]:
+    """Return a method with the same arguments."""
+
+    @functools.wraps(method)
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Watch:
+        return Watch(self, method(self._opened(), *args, **kwargs))
 
     return call
 
@@ -51,6 +63,40 @@ class Transaction(Gathering):
             self.ack = self._send(command)
 
 
+class Watch:
+    """See `hotindex.Watch`, whose `async with` and `async for` are `with` and `for` here."""
+
+    def __init__(self, owner: Client, watched: watch.Watch) -> None:
+        self.watch = watched
+        """The watch behind this one; it belongs to the loop's thread."""
+        self._client = owner
+
+    @property
+    def results(self) -> tuple[Match, ...]:
+        """The present top k, best first, ties by id."""
+        return self.watch.results
+
+    def __enter__(self) -> Self:
+        self._client.run(self.watch.__aenter__())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Change]:
+        try:
+            while True:
+                yield self._client.run(self.watch.__anext__())
+        finally:
+            self._client.finish(self.watch.iterated())
+
+    def close(self) -> None:
+        """Have the gateway forget it."""
+        self._client.finish(self.watch.close())
+
+
 class Client:
     """`hotindex.Client` on an event loop in a thread of its own. May be used from several threads.
 
@@ -67,7 +113,7 @@ class Client:
         self._options = options
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="hotindex client", daemon=True)
-        self._closing: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self.client: client.Client
         """The client behind this one; it belongs to the loop's thread."""
 
@@ -119,6 +165,7 @@ class Client:
     search = _returning(client.Client.search)
     search_many = _returning(client.Client.search_many)
     ping = _returning(client.Client.ping)
+    watch = _watching(client.Client.watch)
 
     def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
         """Return what gathers operations inside a `with`, and has them applied together: see `hotindex.Client`."""
@@ -153,8 +200,15 @@ class Client:
             while True:
                 yield self.run(subscription.__anext__())
         finally:
-            if threading.current_thread() is self._thread:
-                # The garbage collector ran here: the loop can't wait for itself.
-                self._closing = self._loop.create_task(subscription.close())
-            elif not self._loop.is_closed():
-                self.run(subscription.close())
+            self.finish(subscription.close())
+
+    def finish(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Run what ends an iteration, wherever the iteration was left."""
+        if threading.current_thread() is self._thread:
+            # The garbage collector ran here: the loop can't wait for itself.
+            self._closing.add(task := self._loop.create_task(closing))
+            task.add_done_callback(self._closing.discard)
+        elif self._loop.is_closed():
+            closing.close()
+        else:
+            self.run(closing)

@@ -91,6 +91,29 @@ class Results:
 
 
 @dataclass(frozen=True, slots=True)
+class Match:
+    """A document among the top k of a watch; a larger score is closer."""
+
+    id: str
+    score: float
+    metadata: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What is different in the answer to a watch since the Change before; `results` is the answer as of `index_version`.
+
+    `results`, `added` and `changed` (another score, or other metadata) have the best first, ties by id. `removed` are ids.
+    """
+
+    index_version: int
+    added: tuple[Match, ...]
+    changed: tuple[Match, ...]
+    removed: tuple[str, ...]
+    results: tuple[Match, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """A change of a document.
 

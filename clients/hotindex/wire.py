@@ -15,6 +15,7 @@ from hotindex.types import (
     CaughtUp,
     Document,
     Hit,
+    Match,
     Reset,
     Results,
     StoredDocument,
@@ -144,6 +145,10 @@ def _hits(items: Iterable[Mapping[str, Any]]) -> tuple[Hit, ...]:
         )
         for item in items
     )
+
+
+def matches(items: Iterable[Mapping[str, Any]]) -> tuple[Match, ...]:
+    return tuple(Match(item["id"], item["score"], item["metadata"]) for item in items)
 
 
 def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset | CaughtUp]:
