@@ -176,6 +176,21 @@ def search(
 
 
 @app.command()
+def watch(
+    collection: str,
+    text: str,
+    url: Url = DEFAULT_URL,
+    k: Annotated[int, typer.Option("-k", help="How many")] = 10,
+    where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One change a line, as a JSON object")] = False,
+) -> None:
+    """Search a collection by text, and show the answer anew whenever it changes, until Ctrl-C."""
+    from gateway.commands.watch import run
+
+    run(url, collection, text, k, where, as_json=as_json)
+
+
+@app.command()
 def snapshot(collection: str, http_url: HttpUrl = "http://127.0.0.1:8080") -> None:
     """Have the gateway write a snapshot of a collection now."""
     from gateway.commands.snapshot import run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hotindex import Client
-from hotindex.types import Hit
+from hotindex.types import Hit, Match
 from rich.table import Table
 
 from gateway.commands.common import complete, filter_from, line, show
@@ -23,7 +25,7 @@ async def _search(url: str, collection: str, text: str, k: int, where: str | Non
     show(table(results.hits, f"{collection} at index_version {results.index_version}"))
 
 
-def table(hits: tuple[Hit, ...], title: str) -> Table:
+def table(hits: Sequence[Hit | Match], title: str) -> Table:
     """Return search results as a table for people; where it is too narrow, metadata are cut."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("score", justify="right", no_wrap=True, min_width=6)
