@@ -102,6 +102,24 @@ def test_delta(gateway: GatewayProcess) -> None:
         assert end == "in the end: {'name': 'Mountain boot', 'category': 'Shoes', 'price': 70}"
 
 
+def test_watch(gateway: GatewayProcess) -> None:
+    with hotindex.sync.Client(gateway.ws) as client:
+        texts = {"1": "A fisherman fights a giant marlin alone at sea", "2": "Two chefs open a restaurant in Naples"}
+        client.upsert("watched", [hotindex.Document(key, content=text) for key, text in texts.items()])
+        command = [sys.executable, "-u", str(EXAMPLES / "watch.py"), gateway.ws, "watched"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            first = [process.stdout.readline().split() for _ in range(3)]
+            client.upsert("watched", id="3", content="A storm at sea")
+            second = [process.stdout.readline().split() for _ in range(4)]
+            client.delete("watched", "3")
+            third = [process.stdout.readline().split() for _ in range(3)]
+            process.kill()
+    assert [line[1:] for line in first[1:]] == [["1", "{}", "new"], ["2", "{}", "new"]]
+    assert [line[1:] for line in second[1:]] == [["3", "{}", "new"], ["1", "{}"], ["2", "{}"]]
+    assert third[0] == ["at", "index_version", "4,", "gone:", "['3']"]
+
+
 async def test_provider(tmp_path: Path) -> None:
     """Its configuration, but for the address of the service."""
     async with provider.running(dimension=768) as service:

@@ -79,6 +79,26 @@ def test_tail_shows_updates_as_they_come(gateway: GatewayProcess, tmp_path: Path
         tail.terminate()
 
 
+def test_watch_shows_the_answer_as_it_changes(gateway: GatewayProcess, tmp_path: Path) -> None:
+    hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", *map(json.dumps, MOVIES[:2]))), "-c", "watched")
+    sea = {"id": "4", "name": "A storm at sea", "year": 2020}
+    command = [sys.executable, "-m", "hotindex", "watch", "watched", "a storm at sea", "-k", "2", "--url", gateway.ws]
+    with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        first = json.loads(watch.stdout.readline())
+        hotindex(gateway, "load", str(write(tmp_path / "b.jsonl", json.dumps(sea))), "-c", "watched")
+        second = json.loads(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(10) == 130
+    assert [match["id"] for match in first["results"]] == ["1", "2"]
+    assert ([match["id"] for match in second["added"]], second["removed"]) == (["4"], ["2"])
+    assert [match["id"] for match in second["results"]] == ["4", "1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        assert "watched at index_version" in watch.stdout.readline()
+        watch.terminate()
+
+
 def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
     hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]))), "-c", "kept")
     done = hotindex(gateway, "snapshot", "kept", "--http-url", gateway.http)
@@ -95,6 +115,7 @@ def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
         (["search", "films", "text", "--filter", "[]"], 2, "must be a JSON object"),
         (["search", "films", "text", "-k", "0"], 1, "k is 0"),
         (["search", "films", "text", "--url", "ws://127.0.0.1:1"], 1, "can't connect"),
+        (["watch", "nowhere", "text"], 1, "not_found: no collection 'nowhere'"),
         (["load", "/nowhere.jsonl", "-c", "x"], 2, "/nowhere.jsonl"),
         (["fly"], 2, "fly"),
     ],
