@@ -16,6 +16,7 @@ BENCHMARKS = {
     "engine": "updates, recall, searches, snapshots, starts, beside hnswlib and usearch",
     "ingest": "events with text: embedded, acknowledged, searchable; texts known before; a service that is slow, or fails",
     "cluster": "three nodes that share a Redis, beside one node alone and bare Redis",
+    "watch": "changes a second that standing queries take, and their answers, beside searching again for every one",
 }
 RESULTS = Path(__file__).parent / "results"
 
