@@ -117,11 +117,6 @@ class Text:
         self._next = Position(to.line if skipped == left else 0, self._next.offset_bytes + skipped)
         return skipped == left
 
-    def rewind(self) -> None:
-        self._stream.seek(0)
-        self._next = Position()
-        self._pushed_back.clear()
-
     def _read(self, limit_bytes: int) -> bytes:
         try:
             return self._stream.readline(limit_bytes)
