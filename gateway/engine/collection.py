@@ -239,6 +239,14 @@ class Collection:
             assert label is not None, "a live document has a vector"
             return document, reader.vectors([label])[label] if include_vector else None
 
+    def get_many(self, document_ids: Sequence[str]) -> list[tuple[Document, bytes]]:
+        """Return those documents that there are, each with its vector, in no particular order."""
+        with self._readers.lend() as reader, reader.snapshot():
+            documents = reader.documents(document_ids)
+            labels = [document.vector_version for document in documents if document.vector_version is not None]
+            blobs = reader.vectors(labels)
+            return [(document, blobs[label]) for document, label in zip(documents, labels, strict=True)]
+
     def search(self, query: Query) -> Answer:
         """Return the k nearest documents to each vector, all as they are stored as of one index_version."""
         return self._searcher.search(query)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import msgspec
 
 from gateway.engine.text import build_text
-from gateway.engine.types import Document, Metadata, Operation, Patch, Put, Remove, Source, Spec, Vector
+from gateway.engine.types import Compute, Document, Metadata, Operation, Patch, Put, Remove, Source, Spec, Vector
 from gateway.errors import Conflict, InvalidArgument, NotFound
 from gateway.protocol import checks
 
@@ -77,6 +77,8 @@ def merge(operation: Operation, stored: Stored | None, spec: Spec, vectors: Mapp
     live = stored if stored is not None and not stored.document.deleted else None
     if isinstance(operation, Remove):
         return Deletion() if live else Missing()
+    if isinstance(operation, Compute):
+        return _computed(operation, live)
     _check_version(operation, live)
     if isinstance(operation, Patch):
         if live is None:
@@ -84,6 +86,16 @@ def merge(operation: Operation, stored: Stored | None, spec: Spec, vectors: Mapp
         merged = patched(msgspec.json.decode(live.document.metadata), operation.changes)
         operation = Put(operation.id, content=operation.content, metadata=merged)
     return _put(operation, live, spec, vectors)
+
+
+def _computed(compute: Compute, live: Stored | None) -> Draft | Unchanged:
+    state = compute.state(live.document, live.vector) if live else compute.state(None, None)
+    checks.document_bytes(len(state.metadata.encode()), compute.id)
+    if live and live.vector == state.vector:
+        if same_json(state.metadata, live.document.metadata):
+            return Unchanged()
+        return Draft(Source.VECTOR, state.metadata, None, None)
+    return Draft(Source.VECTOR, state.metadata, None, state.vector)
 
 
 def patched(metadata: Metadata, changes: Metadata) -> Metadata:

@@ -73,6 +73,16 @@ class Reader:
             ).fetchone()
         return database.document(row) if row else None
 
+    def documents(self, document_ids: Sequence[str]) -> list[Document]:
+        """Return those documents that there are."""
+        with storage_errors("read documents"):
+            rows = database.chunked(
+                self._connection,
+                f"SELECT {DOCUMENT} FROM documents d WHERE d.vector_version IS NOT NULL AND d.id IN",
+                document_ids,
+            )
+            return [database.document(row) for row in rows]
+
     def embedding(self, key: bytes) -> bytes | None:
         """Return the vector of a text embedded before, by the key of the table `embeddings`."""
         with storage_errors("read embeddings"):

@@ -34,8 +34,8 @@ class Query:
     k: int
     where: Filter | None = None
     exact: bool = False
-    exclude: str | None = None
-    """The id of a document to leave out."""
+    excluded: frozenset[str] = frozenset()
+    """The ids of documents to leave out."""
     include_vector: bool = False
     ef: int | None = None
     """How widely to search the graph; None is the collection's `ef_search`."""
@@ -139,7 +139,7 @@ class Searcher:
 
 
 def _wanted(query: Query) -> int:
-    return query.k + (query.exclude is not None)
+    return query.k + len(query.excluded)
 
 
 def few(allowed: int, live: int, k: int, ef: int) -> bool:
@@ -176,5 +176,5 @@ def _answer(
 def _hits(query: Query, found: Found, documents: dict[int, Document], blobs: dict[int, bytes]) -> tuple[Hit, ...]:
     pairs = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
     hits = (Hit(documents[label], score, blobs.get(label)) for label, score in pairs)
-    wanted = [hit for hit in hits if hit.document.id != query.exclude][: query.k]
+    wanted = [hit for hit in hits if hit.document.id not in query.excluded][: query.k]
     return tuple(sorted(wanted, key=lambda hit: (-hit.score, hit.document.id)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any, TypeAlias
@@ -86,7 +87,25 @@ class Remove(msgspec.Struct, frozen=True):
     id: str
 
 
-Operation: TypeAlias = Put | Patch | Remove
+class Compute(msgspec.Struct, frozen=True, eq=False):
+    """Set metadata and vector to what `state` makes of the stored document (None where there is none) and its vector.
+
+    It is called wherever the write is planned, in a thread, maybe several times; the latest result is what counts. What
+    it raises refuses the write.
+    """
+
+    id: str
+    state: Callable[[Document | None, bytes | None], State]
+
+
+Operation: TypeAlias = Put | Patch | Remove | Compute
+
+
+class State(msgspec.Struct, frozen=True):
+    """What a document is to be: JSON text of an object, and float32[d] of the collection's dimension."""
+
+    metadata: str
+    vector: bytes
 
 
 class Write(msgspec.Struct, eq=False):

@@ -17,7 +17,7 @@ from gateway.engine.merge import Stored
 from gateway.engine.plan import HeldBack, Kept, Plan, Planner, Turnover, WriteOutcome, plan
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
 from gateway.engine.store import Store
-from gateway.engine.types import Applied, Done, NeedsVectors, Put, Vector, Write
+from gateway.engine.types import Applied, Compute, Done, NeedsVectors, Operation, Put, Vector, Write
 
 EmbedHere: TypeAlias = Callable[[Sequence[str]], dict[str, Vector]]
 """Returns the vectors of those texts that can be embedded at once."""
@@ -217,7 +217,7 @@ class Writer:
             return self._carry_out(planned, stored)
 
     def _load(self, writes: Sequence[Write], with_vectors: bool) -> dict[str, Stored]:
-        """Return what the documents that `writes` name are now; with those vectors that a new one may be equal to."""
+        """Return what the documents that `writes` name are now, with those vectors that planning them needs."""
         operations = [operation for write in writes for operation in write.operations]
         ids = list(dict.fromkeys(operation.id for operation in operations))
         if with_vectors:
@@ -226,10 +226,7 @@ class Writer:
         wanted = {
             o.id: stored[o.id].document.vector_version
             for o in operations
-            if isinstance(o, Put)
-            and o.vector is not None
-            and o.id in stored
-            and stored[o.id].vector_crc == zlib.crc32(o.vector.data)
+            if o.id in stored and _wants_vector(o, stored[o.id])
         }
         return self._with_vectors(stored, wanted)
 
@@ -259,3 +256,10 @@ class Writer:
     def begin_term(self, term: int, starts: Starts) -> None:
         with self.applying:
             self._store.begin_term(term, starts)
+
+
+def _wants_vector(operation: Operation, stored: Stored) -> bool:
+    """Tell whether an operation needs the stored vector: one that computes a new one, or may bring an equal one."""
+    if isinstance(operation, Put) and operation.vector is not None:
+        return stored.vector_crc == zlib.crc32(operation.vector.data)
+    return isinstance(operation, Compute)

@@ -63,7 +63,7 @@ def first_puts(write: Write, collection: str) -> list[tuple[int, Put]]:
             continue
         elif isinstance(operation, Patch):
             raise NotFound(f"no document {operation.id!r} in collection {collection!r}", field=field_of(write, i, "id"))
-        else:
+        elif isinstance(operation, Put):
             there.add(operation.id)
             first.append((i, operation))
     return first

@@ -172,7 +172,7 @@ async def query(place: Place, command: messages.Search) -> Query:
         command.k,
         Filter(command.filter) if command.filter else None,
         command.exact,
-        exclude=command.id,
+        excluded=frozenset() if command.id is None else frozenset((command.id,)),
         include_vector="vector" in command.include,
         ef=command.ef,
         several=command.vectors is not None,
