@@ -45,6 +45,8 @@ from gateway.push.room import RoomLimits
 from gateway.server.http import HttpServer
 from gateway.server.websocket import WebSocketServer
 from gateway.settings import Settings
+from gateway.users.actions import Scale, Vocabulary, vocabulary
+from gateway.users.profile import Memory
 
 log = structlog.get_logger(__name__)
 
@@ -167,7 +169,16 @@ def _options(settings: Settings) -> Options:
         bounds=Bounds(settings.queue_documents, settings.queue_bytes),
         room=RoomLimits(settings.room_log_bytes, settings.max_lag_s),
         writes_per_s=settings.max_writes_per_s,
+        vocabulary=_vocabulary(settings),
+        memory=Memory(settings.profile_tau_s, settings.seen_for_s),
     )
+
+
+def _vocabulary(settings: Settings) -> Vocabulary:
+    try:
+        return vocabulary(settings.action_weights, Scale(*settings.rating_scale))
+    except ValueError as error:
+        raise StartupError(f"setting action_weights: {error}") from None
 
 
 def _addresses(host: str, ws_port: int, http_port: int) -> tuple[str, str]:

@@ -134,6 +134,16 @@ class Settings(BaseSettings):
         STATIC_MODEL,
         description="The model of collections made by a first write; none: they take vectors only",
     )
+    profile_tau_s: float = Field(
+        2_592_000.0, gt=0, description="Seconds after which what a user did counts for a user's vector 1/e as much"
+    )
+    seen_for_s: float = Field(31_536_000.0, ge=0, description="Seconds an item a user has seen isn't recommended again")
+    action_weights: Annotated[dict[str, float], NoDecode, BeforeValidator(_from_json)] = Field(
+        default_factory=dict, description="Weights of users' actions, from -1 to 1: a table of a TOML file, or JSON"
+    )
+    rating_scale: Annotated[tuple[float, float, float], NoDecode, BeforeValidator(_from_json)] = Field(
+        (0.0, 5.5, 10.0), description="The lowest rating, the one that says nothing, the highest: an array"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="Log lines as JSON or text; auto is text on a terminal"
@@ -144,6 +154,15 @@ class Settings(BaseSettings):
         if self.hot_limit < 2 * self.hot_target:
             raise ValueError(
                 f"setting hot_limit is {self.hot_limit}: it must be at least twice hot_target ({self.hot_target})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _rating_scale_rises(self) -> Self:
+        low, neutral, high = self.rating_scale
+        if not low < neutral < high:
+            raise ValueError(
+                f"setting rating_scale is {self.rating_scale}: each number must be larger than the one before"
             )
         return self
 

@@ -75,11 +75,36 @@ async def _copy(hosted: Hosted, body: bytes) -> bytes:
     return await hosted.read(lambda: exchange.encode(collection.copy(call.after, limit)))
 
 
+async def _interaction(hosted: Hosted, body: bytes) -> bytes:
+    return exchange.encode(await hosted.learn(exchange.decode_interaction(body)))
+
+
+async def _event(hosted: Hosted, body: bytes) -> bytes:
+    return exchange.encode(await hosted.learn(exchange.decode_event(body)))
+
+
+async def _put_user(hosted: Hosted, body: bytes) -> bytes:
+    return exchange.encode(await hosted.put_user(exchange.decode_put_user(body)))
+
+
+async def _forget_user(hosted: Hosted, body: bytes) -> bytes:
+    return exchange.encode(await hosted.forget_user(exchange.decode_user_id(body)))
+
+
+async def _user(hosted: Hosted, body: bytes) -> bytes:
+    return exchange.encode(await hosted.user(exchange.decode_user_id(body)))
+
+
 _CALLS: dict[str, Callable[[Hosted, bytes], Awaitable[bytes]]] = {
     "info": _info,
     "commit": _commit,
     "search": _search,
     "get": _get,
+    "user_interaction": _interaction,
+    "user_event": _event,
+    "put_user": _put_user,
+    "forget_user": _forget_user,
+    "user": _user,
     "changes": _changes,
     "copy": _copy,
 }

@@ -22,6 +22,7 @@ from gateway.engine.replay import Copy
 from gateway.engine.types import Spec
 from gateway.errors import NotFound, StartupError, StorageUnavailable
 from gateway.faults import internal
+from gateway.node import companions
 from gateway.node.alone import Local
 from gateway.node.exchange import CopyCall
 from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
@@ -276,7 +277,7 @@ class SharedCluster:
 
     def hosts(self, name: str) -> bool:
         """Tell whether this node is to host a collection."""
-        return self._options.collections is None or name in self._options.collections
+        return self._options.collections is None or companions.owner(name) in self._options.collections
 
     def _needed(self, name: str, state: State) -> AsyncIterator[Copy] | None:
         """Return what a node that has nothing needs beside the stream."""

@@ -13,6 +13,7 @@ from gateway.engine.types import (
     Answer,
     BatchComplete,
     Change,
+    Compute,
     Document,
     Done,
     Operation,
@@ -112,6 +113,12 @@ decode_outcomes = msgspec.msgpack.Decoder(list[Success | Failure]).decode
 decode_failure = msgspec.msgpack.Decoder(Failure).decode
 decode_info = msgspec.msgpack.Decoder(Info).decode
 decode_search = msgspec.msgpack.Decoder(messages.Search).decode
+decode_done = msgspec.msgpack.Decoder(Done).decode
+decode_interaction = msgspec.msgpack.Decoder(messages.UserInteraction).decode
+decode_event = msgspec.msgpack.Decoder(messages.UserEvent).decode
+decode_put_user = msgspec.msgpack.Decoder(messages.PutUser).decode
+decode_user_id = msgspec.msgpack.Decoder(str).decode
+decode_user = msgspec.msgpack.Decoder(messages.UserMessage).decode
 decode_answer = msgspec.msgpack.Decoder(Answer).decode
 decode_get = msgspec.msgpack.Decoder(GetCall).decode
 decode_found = msgspec.msgpack.Decoder(Found).decode
@@ -162,6 +169,8 @@ def _operation(operation: Operation) -> _Operation:
             return _Operation("u", id, None, content, changes, if_version)
         case Remove(id):
             return _Operation("d", id)
+        case Compute():
+            raise AssertionError("what is computed is computed where the collection is hosted")
 
 
 def writes(body: bytes) -> list[Write]:

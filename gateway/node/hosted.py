@@ -19,16 +19,19 @@ from gateway.embed.embedder import Embedder
 from gateway.engine.collection import Collection
 from gateway.engine.plan import Kept
 from gateway.engine.types import Answer, Applied, BatchComplete, Document, Done, Page, Span, Write
-from gateway.errors import HotindexError, Overloaded
+from gateway.errors import HotindexError, InvalidArgument, Overloaded
 from gateway.ingest.commit import Committer
 from gateway.ingest.queue import Bounds
 from gateway.metrics import CollectionState, Metrics
 from gateway.node import queries
+from gateway.node.audience import Audience
 from gateway.node.exchange import Info
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
+from gateway.node.watches import Opened
 from gateway.node.watching import Watching
 from gateway.protocol import messages
-from gateway.push.room import Room, RoomLimits
+from gateway.protocol.codec import Codec
+from gateway.push.room import Room, RoomLimits, Sink
 
 _T = TypeVar("_T")
 _NICE = 10
@@ -103,6 +106,10 @@ class Hosted:
             collection.spec.metric,
         )
         self.watching = Watching(self)
+        self.listeners: list[Callable[[Applied], None]] = []
+        """Called with each commit, in order."""
+        self.audience: Audience | None = None
+        """Who it recommends to; None where it is the companion of another, or can't."""
         self.upkeep = Upkeep(
             collection,
             UpkeepThreads(threads.upkeep, threads.rebuild),
@@ -124,6 +131,8 @@ class Hosted:
         """Commit what was submitted (or, to `abandon` it, refuse what isn't committed), write a snapshot where anything
         changed, close the files.
         """
+        if self.audience is not None:
+            await self.audience.feeds.stop()
         await self.watching.stop()
         await (self.committer.abandon() if abandon else self.committer.stop())
         await self.bus.stop()
@@ -156,6 +165,8 @@ class Hosted:
         self._changes.inc(sum(not isinstance(event, BatchComplete) for event in applied.events))
         self.room.publish(applied)
         self.watching.publish(applied)
+        for listener in self.listeners:
+            listener(applied)
         while self._awaited and self._awaited[0][0] <= applied.index_version:
             _, _, reached = heapq.heappop(self._awaited)
             if not reached.done():
@@ -175,10 +186,45 @@ class Hosted:
         return await self.read(partial(self.collection.get, document_id, include_vector=include_vector))
 
     async def search(self, command: messages.Search) -> Answer:
+        if command.user_id is not None:
+            return await self.users.recommend(command)
         if command.min_index_version is not None:
             await self.reach(command.min_index_version, self._read_wait_s)
         query = await queries.query(self, command)
         return await self.read(partial(self.collection.search, query))
+
+    @property
+    def users(self) -> Audience:
+        """The users of this collection. Raises InvalidArgument where they can't be learned."""
+        if self.audience is None:
+            raise InvalidArgument(
+                f"collection {self.name!r} has the metric {self.spec.metric}; users are learned where it is cosine or ip",
+                field="collection",
+            )
+        return self.audience
+
+    async def learn(self, command: messages.Learn) -> Done:
+        return await self.users.learn(command)
+
+    async def put_user(self, command: messages.PutUser) -> Done:
+        return await self.users.put(command)
+
+    async def forget_user(self, user_id: str) -> Done:
+        return await self.users.forget(user_id)
+
+    async def user(self, user_id: str) -> messages.UserMessage:
+        return await self.users.describe(user_id)
+
+    async def watch(self, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Opened:
+        if command.user_id is not None:
+            return await self.users.watch(command, watch_id, codec, sink)
+        return await self.watching.watch(command, watch_id, codec, sink)
+
+    def close_watches(self) -> None:
+        """Tell all who watch that there is no more to come: the collection is dropped."""
+        if self.audience is not None:
+            self.audience.feeds.close()
+        self.watching.close()
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         return self.collection.reaches(since, epoch)

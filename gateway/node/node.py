@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -16,7 +17,7 @@ from gateway.engine.collection import PAGE_BYTES, Collection
 from gateway.engine.filter import Filter
 from gateway.engine.replay import Copy
 from gateway.engine.text import build_text
-from gateway.engine.types import Answer, Document, Metric, Page, Put, Span, Spec, Write
+from gateway.engine.types import Answer, Document, Done, Metric, Page, Put, Span, Spec, Write
 from gateway.errors import (
     Conflict,
     InvalidArgument,
@@ -27,8 +28,9 @@ from gateway.errors import (
 )
 from gateway.ingest import intake
 from gateway.metrics import CollectionState, Metrics, ModelState
-from gateway.node import answering, exchange, joining, queries
+from gateway.node import answering, companions, exchange, interactions, joining, queries
 from gateway.node.alone import Cluster, SingleNode
+from gateway.node.audience import Audience, learnable
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
 from gateway.node.hosted import Hosted, Threads
@@ -38,6 +40,7 @@ from gateway.node.registry import Holding, Life
 from gateway.node.remote import Remote
 from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
+from gateway.node.users import Users
 from gateway.node.values import Membership, Options, Ticket
 from gateway.node.watches import Opened
 from gateway.protocol import checks, messages
@@ -66,7 +69,7 @@ class Node:
         self._models = models
         self._options = options
         self._metrics = metrics
-        self._now = now
+        self.now = now
         self.cluster = cluster or SingleNode()
         self._hosted: dict[str, Hosted] = {}
         self._remotes: dict[str, Remote] = {}
@@ -121,7 +124,9 @@ class Node:
 
     def hosted(self, name: str | None) -> Hosted:
         """Return a collection (None: the default one). Raises InvalidArgument and NotFound."""
-        name = self.resolve(name)
+        return self._here(self.resolve(name))
+
+    def _here(self, name: str) -> Hosted:
         if name not in self._hosted:
             if name in self._remotes or name in self.cluster.names():
                 raise InvalidArgument(
@@ -134,7 +139,9 @@ class Node:
         """Return a collection (None: the default one), hosted here or elsewhere. Raises InvalidArgument and NotFound, and
         Overloaded where it is elsewhere and can't be reached.
         """
-        name = self.resolve(name)
+        return await self._serve(self.resolve(name))
+
+    async def _serve(self, name: str) -> Served:
         if name in self._hosted:
             return self._hosted[name]
         remote = self._remotes.get(name)
@@ -171,7 +178,8 @@ class Node:
     async def infos(self) -> list[Info]:
         """Return all collections, hosted here or elsewhere."""
         infos: list[Info] = []
-        for name in sorted({*self._hosted, *self._remotes, *self.cluster.names()}):
+        names = {*self._hosted, *self._remotes, *self.cluster.names()}
+        for name in sorted(name for name in names if not companions.is_companion(name)):
             try:
                 infos.append(await (await self.served(name)).info())
             except NotFound:
@@ -220,6 +228,13 @@ class Node:
     async def drop(self, name: str) -> None:
         """Remove a collection with everything in it. Its subscribers are told `unsubscribed`, its watches `unwatched`."""
         served = await self.served(name)
+        # First, so that no other collection of this name can come into them.
+        with suppress(NotFound):
+            await self._drop(await self._serve(companions.users_of(name)))
+        await self._drop(served)
+
+    async def _drop(self, served: Served) -> None:
+        name = served.name
         async with self._lifecycle:
             await self.cluster.drop(name, lives.life(served.epoch))
             if name in self._hosted:
@@ -231,7 +246,7 @@ class Node:
         name = hosted.name
         del self._hosted[name]
         hosted.room.close()
-        hosted.watching.close()
+        hosted.close_watches()
         await self._rewriting.stop(name)
         await hosted.stop(abandon=True)
         self._models.retire(hosted.spec.model, hosted.spared)
@@ -244,7 +259,7 @@ class Node:
         life = await self.cluster.register(spec)
         path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
         cache_bytes = self._options.embedding_cache_bytes
-        make = partial(Collection.create, path, life.spec, self._now, window_s, life.epoch, cache_bytes)
+        make = partial(Collection.create, path, life.spec, self.now, window_s, life.epoch, cache_bytes)
         collection = await loop.run_in_executor(self._threads.upkeep, make)
         log.info("collection_created", collection=spec.name, dimension=spec.dimension, model=spec.model)
         return await self._host(collection)
@@ -264,7 +279,7 @@ class Node:
 
     async def join(self, life: Life, state: State, copies: AsyncIterator[Copy] | None) -> None:
         name = life.spec.name
-        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self._now)
+        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self.now)
         async with self._lifecycle:
             if name not in self._hosted:
                 await self._put_in_place(name)
@@ -272,13 +287,13 @@ class Node:
                 log.info("joined", collection=name, index_version=self._hosted[name].collection.index_version)
 
     async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
-        old = self.hosted(name)
+        old = self._here(name)
         if old.collection.epoch != state.epoch:
             return  # dropped and made again meanwhile
         position = old.collection.index_version
         life = Life(state.epoch, old.collection.spec)
         # Positions of subscribers up to here may name other changes now: they start over.
-        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self._now, position + 1)
+        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self.now, position + 1)
         # Once begun, it is finished: in between there is no collection.
         await asyncio.shield(asyncio.create_task(self._exchange(old, agreed)))
 
@@ -320,7 +335,7 @@ class Node:
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
         window_s, cache_bytes = self._options.idempotency_window_s, self._options.embedding_cache_bytes
-        return Collection(path, self._now, window_s, self._checksum, cache_bytes)
+        return Collection(path, self.now, window_s, self._checksum, cache_bytes)
 
     async def _host(self, collection: Collection) -> Hosted:
         hosted = Hosted(
@@ -335,10 +350,51 @@ class Node:
             self.cluster.make_bus,
             self._options.read_wait_s,
         )
+        self._introduce(hosted)
         await hosted.start()
         self._hosted[hosted.name] = hosted
         self._rewriting.start(hosted, self._directory.collection(hosted.name))
         return hosted
+
+    def _introduce(self, hosted: Hosted) -> None:
+        """Let a collection and that of its users know each other."""
+        name = hosted.name
+        if companions.is_companion(name):
+            owner = self._hosted.get(companions.owner(name))
+            if owner is not None and owner.audience is not None:
+                owner.audience.attach(hosted)
+        elif learnable(hosted.spec):
+            users = Users(hosted, partial(self._users_of, hosted), self._options.memory, self.now)
+            hosted.audience = Audience(hosted, users, self._options.vocabulary, self.now)
+            companion = self._hosted.get(companions.users_of(name))
+            if companion is not None:
+                hosted.audience.attach(companion)
+
+    async def _users_of(self, hosted: Hosted, make: bool) -> Hosted | None:
+        """Return the companion of a collection, made if need be and asked for. Raises Overloaded."""
+        name = companions.users_of(hosted.name)
+        if name in self._hosted:
+            return self._hosted[name]
+        if name in self.cluster.names():
+            raise Overloaded(f"the users of {hosted.name!r} are about to be copied here", retry_after_s=1.0)
+        if not make:
+            return None
+        async with self._lifecycle:
+            if self._hosted.get(hosted.name) is not hosted:
+                raise NotFound(f"no collection {hosted.name!r}", field="collection")
+            return self._hosted.get(name) or await self._create(companions.spec(hosted.spec))
+
+    async def learn(self, command: messages.Learn) -> tuple[str, Done]:
+        """Learn what a user did; return the collection's name, and what became of it once it is on disk."""
+        name = self.resolve(command.collection)
+        try:
+            served = await self._serve(name)
+        except NotFound:
+            item = interactions.new_item(interactions.event(command, self._options.vocabulary, self.now()))
+            if item is None:
+                raise
+            served = await self._first_write(name, item)
+        return name, await served.learn(command)
 
     async def submit(self, command: messages.Write, size_bytes: int, *, wait: bool = True) -> Ticket:
         """Check a write and queue it; where the queue is full it waits, or, without `wait`, raises Overloaded. Raises
@@ -419,7 +475,7 @@ class Node:
     def _hosted_for_another(self, name: str) -> Hosted:
         if name not in self._hosted and name in self.cluster.names() and self.cluster.hosts(name):
             raise Overloaded(f"collection {name!r} is about to be copied here", retry_after_s=1.0)
-        return self.hosted(name)
+        return self._here(name)
 
     def relay(self, name: str, body: bytes, sink: Sink) -> Callable[[], Subscriber]:
         """Return what lets another node's copy of a room begin, after its greeting was written to `sink`."""
@@ -468,7 +524,7 @@ class Node:
         """Return a watch that is told of changes once its answer was written and `begin` called. Raises what is wrong
         with the command.
         """
-        return await self.hosted(command.collection).watching.watch(command, watch_id, codec, sink)
+        return await self.hosted(command.collection).watch(command, watch_id, codec, sink)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
         served = self._hosted.get(name) or self._remotes.get(name)

@@ -10,7 +10,7 @@ import structlog
 
 from gateway.engine.types import Spec
 from gateway.errors import HotindexError
-from gateway.protocol import checks
+from gateway.node import companions
 
 log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ class Heartbeat(msgspec.Struct, frozen=True):
 
     def serves(self, collection: str) -> bool:
         """Tell whether it hosts a collection, or would if there was one."""
-        return collection in self.holdings or self.hosts is None or collection in self.hosts
+        return collection in self.holdings or self.hosts is None or companions.owner(collection) in self.hosts
 
 
 _HEARTBEAT = msgspec.json.Decoder(Heartbeat)
@@ -75,7 +75,7 @@ def lives(reply: Sequence[bytes]) -> dict[str, Life]:
     for key, value in zip(reply[::2], reply[1::2], strict=True):
         try:
             name, life = key.decode(), Life.decode(value)
-            checks.collection_name(name)
+            companions.check_name(name)
         except (ValueError, HotindexError) as error:
             log.warning("not_a_collection", name=repr(key), reason=str(error))
             continue

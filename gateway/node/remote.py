@@ -7,9 +7,11 @@ where the collection is hosted, and are forwarded a batch at a time, so that tho
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol, TypeVar
 
+import msgspec
 import structlog
 
 from gateway.engine import lives
@@ -140,6 +142,22 @@ class Remote:
 
     async def search(self, command: messages.Search) -> Answer:
         return await self._calls.call("search", exchange.encode(command), exchange.decode_answer)
+
+    async def learn(self, command: messages.Learn) -> Done:
+        if command.event_id is None:
+            # It may be asked of another host when one is lost, and is to count once.
+            command = msgspec.structs.replace(command, event_id=secrets.token_hex(16))
+        name = messages.name_of(command)
+        return await self._calls.call(name, exchange.encode(command), exchange.decode_done)
+
+    async def put_user(self, command: messages.PutUser) -> Done:
+        return await self._calls.call("put_user", exchange.encode(command), exchange.decode_done)
+
+    async def forget_user(self, user_id: str) -> Done:
+        return await self._calls.call("forget_user", exchange.encode(user_id), exchange.decode_done)
+
+    async def user(self, user_id: str) -> messages.UserMessage:
+        return await self._calls.call("user", exchange.encode(user_id), exchange.decode_user)
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         if epoch is not None and not lives.holds(epoch, since, lives.life(self.epoch), self._starts):

@@ -43,6 +43,22 @@ class Served(Protocol):
         """Return the nearest documents. Raises what is wrong with the command."""
         ...
 
+    async def learn(self, command: messages.Learn) -> Done:
+        """Learn what a user did; return once it is on disk. Raises what is wrong with the command."""
+        ...
+
+    async def put_user(self, command: messages.PutUser) -> Done:
+        """Replace the vector that stands for a user. Raises what is wrong with the command."""
+        ...
+
+    async def forget_user(self, user_id: str) -> Done:
+        """Delete all that is known of a user."""
+        ...
+
+    async def user(self, user_id: str) -> messages.UserMessage:
+        """Return what is known of a user. Raises NotFound."""
+        ...
+
     def reaches(self, since: int, epoch: str | None) -> bool:
         """Tell whether the net change after `since` of `epoch` (None: this one) can be given in full."""
         ...

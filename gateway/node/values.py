@@ -13,6 +13,8 @@ from gateway.node.upkeep import HotLimits, Timing
 from gateway.protocol import messages
 from gateway.push.events import Variant
 from gateway.push.room import RoomLimits, Subscriber
+from gateway.users.actions import VOCABULARY, Vocabulary
+from gateway.users.profile import MEMORY, Memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Options:
     room: RoomLimits
     writes_per_s: float = 0.0
     """Documents a second that may be written to a collection here; 0 is no limit."""
+    vocabulary: Vocabulary = VOCABULARY
+    memory: Memory = MEMORY
 
 
 @dataclass(frozen=True, slots=True)

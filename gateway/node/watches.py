@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Difference, Nearest, Ranked, Watch
 from gateway.node import queries
 from gateway.protocol import checks, messages
-from gateway.protocol.codec import Codec
+from gateway.protocol.codec import MSGPACK, Codec
 from gateway.protocol.framing import frame
 from gateway.push.room import Sink
 
@@ -44,6 +45,12 @@ class Live:
     """The id of the document whose vector is the query."""
     least_pause_s: float
     first: asyncio.Future[messages.Watching]
+    changed: Callable[[], None] | None = None
+    """What is called instead of telling a client, where the watch is this process's own: a trace."""
+    known: Nearest | None = None
+    """What a trace was moved to, before it is in."""
+    asked: Watch | None = None
+    """What the standing query asks for."""
     number: int | None = None
     """Its number among the standing queries."""
     vector_version: int = 0
@@ -64,14 +71,21 @@ class Live:
         self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
 
 
+class Closing(Protocol):
+    @property
+    def closed(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Opened:
     """A watch that has its first answer. `begin` lets it be told of changes, `leave` ends it."""
 
-    live: Live
+    live: Closing
     reply: messages.Watching
     begin: Callable[[], None]
     leave: Callable[[], None]
+    user_id: str | None = None
+    """Of the user it watches."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +117,12 @@ async def check(place: queries.Place, command: messages.Watch, watch_id: str, co
     given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
         raise InvalidArgument(
-            f"watch needs one of vector, text and id; it has {', '.join(given) or 'none'}", field="vector"
+            f"watch needs one of vector, text, id and user_id; it has {', '.join(given) or 'none'}", field="vector"
         )
     checks.between(command.k, 1, MAX_K, "k")
     if command.min_score is not None and not math.isfinite(command.min_score):
         raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
-    if command.max_rate is not None and not 0 < command.max_rate <= MAX_RATE:
-        raise InvalidArgument(
-            f"max_rate is {command.max_rate}; it must be over 0, up to {MAX_RATE:g} pushes a second", field="max_rate"
-        )
+    pause_s = least_pause_s(command)
     search = messages.Search(
         vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter
     )
@@ -123,9 +134,48 @@ async def check(place: queries.Place, command: messages.Watch, watch_id: str, co
         -math.inf if command.min_score is None else command.min_score,
         frozenset() if command.id is None else frozenset((command.id,)),
     )
-    least_pause_s = 0.0 if command.max_rate is None else 1 / command.max_rate
     first = asyncio.get_running_loop().create_future()
-    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.id, least_pause_s, first)
+    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.id, pause_s, first)
+
+
+def least_pause_s(command: messages.Watch) -> float:
+    """Return the time between two pushes of a watch. Raises InvalidArgument."""
+    if command.max_rate is None:
+        return 0.0
+    if not 0 < command.max_rate <= MAX_RATE:
+        raise InvalidArgument(
+            f"max_rate is {command.max_rate}; it must be over 0, up to {MAX_RATE:g} pushes a second", field="max_rate"
+        )
+    return 1 / command.max_rate
+
+
+class _Nowhere:
+    """The sink of a trace, to which nothing is written."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self._changed = changed
+
+    def offer(self, data: bytes) -> bool:  # noqa: ARG002
+        return True
+
+    def write(self, data: bytes) -> None:  # noqa: ARG002
+        raise AssertionError("a trace is told of by a call")
+
+    async def drained(self) -> bool:
+        return True
+
+    def abandon(self, *, slow: bool = False) -> None:  # noqa: ARG002
+        """It traces no more: whoever needs it makes another."""
+        self._changed()
+
+    def end(self) -> None:
+        pass
+
+
+def trace(collection: str, watch: Watch, changed: Callable[[], None]) -> Live:
+    """Return a watch of this process's own."""
+    first = asyncio.get_running_loop().create_future()
+    return Live(collection, "", MSGPACK, _Nowhere(changed), watch, False, None, 0.0, first, changed)
 
 
 def apply(standing: Standing, commits: Sequence[Applied], found: Sequence[Found]) -> Turn:
@@ -155,10 +205,11 @@ def _fill(standing: Standing, found: Found) -> None:
     live = found.live
     if live.number is None:
         live.number = standing.add(found.watch, found.nearest)
-    elif live.follows is not None:
+    elif live.asked is not found.watch:
         standing.move(live.number, found.watch, found.nearest)
     else:
         standing.refill(live.number, found.nearest)
+    live.asked = found.watch
 
 
 def search(collection: Collection, live: Live, ticket: int) -> Found:
@@ -174,7 +225,7 @@ def search(collection: Collection, live: Live, ticket: int) -> Found:
         k,
         watch.where,
         live.exact,
-        exclude=live.follows,
+        excluded=frozenset(watch.excluded),
         include_vector=True,
         ef=max(_LEAST_EF, _EF_PER_WANTED * k, collection.spec.ef_search),
     )

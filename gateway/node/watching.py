@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from gateway.engine.types import Applied, Change
 from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.live.standing import Standing
+from gateway.live.types import Nearest, Watch
 from gateway.node import queries, watches
 from gateway.node.watches import Found, Live, Opened, Turn
 from gateway.protocol import messages
@@ -92,9 +93,28 @@ class Watching:
         try:
             reply = await live.first
         except BaseException:
-            self._leave(live)
+            self.leave(live)
             raise
-        return Opened(live, reply, partial(self._begin, live), partial(self._leave, live))
+        return Opened(live, reply, partial(self._begin, live), partial(self.leave, live))
+
+    def trace(self, watch: Watch, nearest: Nearest, changed: Callable[[], None]) -> Live:
+        """Return a watch of this process's own, which calls `changed` when its answer does; `nearest` is its first."""
+        live = watches.trace(self._place.name, watch, changed)
+        self._enter(live)
+        self._give(live, watch, nearest)
+        return live
+
+    def move(self, live: Live, watch: Watch, nearest: Nearest) -> None:
+        """Let a trace ask for something else, which a search has found."""
+        live.ticket += 1
+        live.watch = watch
+        self._give(live, watch, nearest)
+
+    def _give(self, live: Live, watch: Watch, nearest: Nearest) -> None:
+        live.settled, live.known = False, nearest
+        self._wanting.pop(live, None)
+        self._found.append(Found(live, live.ticket, watch, 0, nearest))
+        self._wake.set()
 
     def _begin(self, live: Live) -> None:
         live.begun = True
@@ -102,7 +122,7 @@ class Watching:
             live.write(messages.Unwatched(watch_id=live.watch_id, collection=live.collection))
         self._mark(live)
 
-    def _leave(self, live: Live) -> None:
+    def leave(self, live: Live) -> None:
         """Remove a watch; nothing is written to it after."""
         if live.closed:
             return
@@ -168,7 +188,7 @@ class Watching:
     def _end(self, live: Live) -> None:
         if not live.first.done():
             live.first.set_exception(NotFound(f"no collection {live.collection!r}", field="collection"))
-        self._leave(live)
+        self.leave(live)
 
     async def stop(self) -> None:
         """Abandon what is watched, and wait for the threads."""
@@ -268,7 +288,10 @@ class Watching:
     def _tell_one(self, standing: Standing, live: Live) -> None:
         if live.closed or not live.settled or live.number is None or standing.waits(live.number):
             return  # it is marked when its search is in
-        if not live.first.done():
+        if live.changed is not None:
+            if self._has_news(standing, live, live.number):
+                live.changed()
+        elif not live.first.done():
             live.first.set_result(watches.watching(live, standing.index_version, standing.answer(live.number)))
         elif live.begun:
             loop = asyncio.get_running_loop()
@@ -280,6 +303,15 @@ class Watching:
             elif difference := standing.difference(live.number):
                 live.write(watches.update(live, standing.index_version, difference))
                 live.due = loop.time() + live.least_pause_s
+
+    def _has_news(self, standing: Standing, trace: Live, number: int) -> bool:
+        """Tell whether a trace's answer isn't what whoever moved it knows of."""
+        if trace.known is None:
+            return bool(standing.difference(number))
+        known, trace.known = trace.known, None
+        answer = {one.document.id for one in standing.answer(number)}
+        stale = known.index_version < standing.index_version
+        return stale and answer != {hit.document.id for hit in known.hits[: trace.watch.k]}
 
     def _is_due(self, live: Live) -> None:
         live.timer = None

@@ -22,6 +22,8 @@ from gateway.protocol.checks import show
 from gateway.protocol.messages import COMMANDS, Command, Ref
 
 _PATH = re.compile(r" - at `(?P<path>[^`]*)`$|`(?P<key>key)` in `(?P<of>[^`]*)`$")
+_HAVE_ACTIONS = ("user_interaction",)
+"""Commands whose field `action` says what a user did."""
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
 
 
@@ -59,7 +61,7 @@ class Codec:
         try:
             envelope = self._decode(self._envelope, data)
             ref = _ref(envelope.ref)
-            action = envelope.type if envelope.action is None else envelope.action
+            action = envelope.type if envelope.action is None or envelope.type in _HAVE_ACTIONS else envelope.action
             if not isinstance(action, str):
                 raise InvalidMessage(f"action must be a string, not {show(action)}", field="action")
             if action not in self._commands:

@@ -111,6 +111,8 @@ class Search(CollectionCommand, frozen=True, kw_only=True):
     vectors: list[RawVector] | None = None
     text: str | None = None
     id: str | None = None
+    user_id: str | None = None
+    diversity: float | None = None
     k: int = 10
     filter: JsonObject | None = None
     include: tuple[Include, ...] = ()
@@ -123,6 +125,8 @@ class Watch(CollectionCommand, frozen=True, kw_only=True):
     vector: RawVector | None = None
     text: str | None = None
     id: str | None = None
+    user_id: str | None = None
+    diversity: float | None = None
     k: int = 10
     filter: JsonObject | None = None
     min_score: float | None = None
@@ -132,6 +136,33 @@ class Watch(CollectionCommand, frozen=True, kw_only=True):
 
 class Unwatch(Command, frozen=True, kw_only=True):
     watch_id: str
+
+
+class Learn(CollectionCommand, frozen=True, kw_only=True):
+    """What a user did."""
+
+    user_id: str
+    item_id: str
+    value: float | None = None
+    timestamp: str | float | None = None
+    event_id: str | None = None
+
+
+class UserInteraction(Learn, frozen=True, kw_only=True):
+    action: str
+
+
+class UserEvent(Learn, frozen=True, kw_only=True):
+    event_type: str
+    item_features: JsonObject | None = None
+
+
+class PutUser(CollectionCommand, frozen=True, kw_only=True):
+    """Replace the vector that stands for a user."""
+
+    user_id: str = ""
+    vector: RawVector
+    event_id: str | None = None
 
 
 class ProductCreated(WriteCommand, frozen=True, kw_only=True):
@@ -162,6 +193,8 @@ COMMANDS: dict[str, type[Command]] = {
     "search": Search,
     "watch": Watch,
     "unwatch": Unwatch,
+    "user_interaction": UserInteraction,
+    "user_event": UserEvent,
     "product_created": ProductCreated,
     "product_updated": ProductUpdated,
     "product_deleted": ProductDeleted,
@@ -299,6 +332,40 @@ class WatchUpdate(Message, frozen=True, kw_only=True, tag="watch_update"):
     added: tuple[WatchItem, ...]
     changed: tuple[WatchItem, ...]
     removed: tuple[str, ...]
+
+
+class SyncResult(
+    Message,
+    frozen=True,
+    kw_only=True,
+    tag="sync_result",
+):
+    success: bool
+    latency_ms: float
+    recommendations_updated: bool
+
+
+class UserMessage(Message, frozen=True, kw_only=True, tag="user"):
+    """What is known of a user."""
+
+    collection: str
+    user_id: str
+    version: int
+    updated_at: str
+    evidence: float
+    seen: int
+    recent: tuple[str, ...]
+    categories: dict[str, float]
+
+
+class RecommendationUpdate(Message, frozen=True, kw_only=True, tag="recommendation_update"):
+    watch_id: str | None = None
+    """None where it answers an event of the user."""
+    collection: str
+    user_id: str
+    recommendations: tuple[str, ...]
+    scores: tuple[float, ...]
+    timestamp: str
 
 
 class Unwatched(Message, frozen=True, kw_only=True, tag="unwatched"):

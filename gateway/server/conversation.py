@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeAlias
 
+from gateway.engine.types import Done, Status
 from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.metrics import Metrics
@@ -16,7 +17,7 @@ from gateway.node.watches import Opened
 from gateway.protocol import checks, messages
 from gateway.protocol.framing import frame
 from gateway.protocol.messages import Message
-from gateway.protocol.session import Perform, Reply, Session
+from gateway.protocol.session import Perform, Reply, Session, error_message
 from gateway.push.room import Subscriber
 from gateway.server import replies
 from gateway.server.connection import Connection
@@ -48,7 +49,7 @@ class Conversation:
     """One connection's session, and what it has under way."""
 
     __slots__ = (
-        "_acks", "_metrics", "_node", "_progress", "_reads", "_subscribers", "_under_way", "_watches",
+        "_acks", "_learning", "_metrics", "_node", "_progress", "_reads", "_subscribers", "_under_way", "_watches",
         "connection", "session",
     )  # fmt: skip
 
@@ -61,6 +62,7 @@ class Conversation:
         self._watches: dict[str, Opened] = {}
         self._reads: _Reads | None = None
         """Most connections never read; thousands may be open."""
+        self._learning: set[asyncio.Task[None]] = set()
         self._under_way = 0
         self._progress: asyncio.Event | None = None
         self._acks: list[bytes] = []
@@ -114,6 +116,11 @@ class Conversation:
                 self._start_read(step, partial(self._look_up, step, step.command))
             case messages.Watch():
                 self._start_read(step, partial(self._watch, step, step.command, self._new_watch()))
+            case messages.UserInteraction() | messages.UserEvent():
+                # Not ended with the connection: what was taken is learned.
+                task = asyncio.create_task(self._learn(step, step.command, asyncio.get_running_loop().time()))
+                self._learning.add(task)
+                task.add_done_callback(self._learning.discard)
             case messages.Unwatch():
                 self._unwatch(step, step.command)
             case (
@@ -146,6 +153,39 @@ class Conversation:
         acks, self._acks = self._acks, []
         if acks:
             self.connection.outlet.write(b"".join(acks))
+
+    async def _learn(self, step: Perform, command: messages.Learn, began: float) -> None:
+        try:
+            collection, done = await self._node.learn(command)
+        except HotindexError as error:
+            self._fail(step, error)
+        except Exception as error:  # as in take
+            self._fail(step, internal(error, client=self.session.client_id))
+        else:
+            if isinstance(command, messages.UserEvent):
+                await self._tell_learned(step, collection, command.user_id, done, began)
+            else:
+                self._answer(step, replies.ack(collection, done))
+
+    async def _tell_learned(self, step: Perform, collection: str, user_id: str, done: Done, began: float) -> None:
+        """Answer an event of a user, then tell what is recommended now, unless a watch of this connection does."""
+        learned = any(result.status is not Status.DUPLICATE for result in done.results)
+        latency_ms = round(1000 * (asyncio.get_running_loop().time() - began), 3)
+        self._answer(step, messages.SyncResult(success=True, latency_ms=latency_ms, recommendations_updated=learned))
+        if not learned or any(
+            (opened.user_id, opened.reply.collection) == (user_id, collection) for opened in self._watches.values()
+        ):
+            return
+        try:
+            _, answer = await self._node.search(messages.Search(collection=collection, user_id=user_id))
+        except HotindexError as error:
+            self._send(self.session.codec.encode(error_message(error)))
+        except Exception as error:  # as in take
+            self._send(self.session.codec.encode(error_message(internal(error, client=self.session.client_id))))
+        else:
+            self._send(
+                self.session.codec.encode(replies.recommendations(collection, user_id, answer, self._node.now()))
+            )
 
     def _start_read(self, step: Perform, work: Callable[[], Awaitable[_Tell]]) -> None:
         if self._reads is None:

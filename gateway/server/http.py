@@ -165,6 +165,9 @@ class HttpServer:
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
                 web.get("/v1/documents/{id:.+}", self._metadata),
+                web.post("/v1/users/{user_id}/embedding", self._put_user),
+                web.get("/v1/users/{user_id}", self._user),
+                web.delete("/v1/users/{user_id}", self._forget_user),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
@@ -336,6 +339,22 @@ class HttpServer:
         )
         found = await self._node.search(command)
         return _respond(request, replies.results(*found, command.include, _accepted(request)))
+
+    async def _put_user(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "put_user"
+        command = msgspec.structs.replace(await _body(request, messages.PutUser), user_id=request.match_info["user_id"])
+        served = await self._node.served(request.query.get("collection", command.collection))
+        return _respond(request, replies.ack(served.name, await served.put_user(command)))
+
+    async def _user(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "user"
+        served = await self._node.served(request.query.get("collection"))
+        return _respond(request, await served.user(request.match_info["user_id"]))
+
+    async def _forget_user(self, request: web.Request) -> web.Response:
+        request[_COMMAND] = "forget_user"
+        served = await self._node.served(request.query.get("collection"))
+        return _respond(request, replies.ack(served.name, await served.forget_user(request.match_info["user_id"])))
 
     async def _changes(self, request: web.Request) -> web.Response:
         since = _integer(request, "since", 0, 0, 2**63 - 1)

@@ -37,6 +37,18 @@ def results(collection: str, answer: Answer, include: Sequence[Include], codec: 
     )
 
 
+def recommendations(collection: str, user_id: str, answer: Answer, at: int) -> messages.RecommendationUpdate:
+    """Return what tells of recommendations as of `at`, in microseconds since the epoch."""
+    (hits,) = answer.results
+    return messages.RecommendationUpdate(
+        collection=collection,
+        user_id=user_id,
+        recommendations=tuple(hit.document.id for hit in hits),
+        scores=tuple(hit.score for hit in hits),
+        timestamp=iso(at),
+    )
+
+
 def _item(hit: Hit, include: Sequence[Include], codec: Codec) -> messages.ResultItem:
     return messages.ResultItem(
         id=hit.document.id,

@@ -1,0 +1,293 @@
+"""What is recommended to users who are watched, told whenever it is something else.
+
+A feed is made anew when its user's profile changes, when an item of its list does, or when what is near the profile does,
+for which it has standing queries among the live queries of its collection. Who has no direction yet is shown what is
+popular and new, and looked at again when items come, at most once a second. What happens while a feed is made, while its
+socket is full or while its `max_rate` forbids it comes with the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable, Sequence, Set
+from dataclasses import dataclass, field
+from functools import partial
+
+from gateway.engine.types import Applied, Change, EventType, Hit
+from gateway.errors import HotindexError, NotFound
+from gateway.faults import internal
+from gateway.live.types import Watch
+from gateway.node.users import Ask, Near, Recommended, Users
+from gateway.node.watches import Live, Opened
+from gateway.node.watching import Watching
+from gateway.protocol import messages
+from gateway.protocol.codec import Codec
+from gateway.protocol.framing import frame
+from gateway.protocol.timestamps import iso
+from gateway.push.room import Sink
+
+TRACED = 20
+"""How many of the items nearest to a profile have to stay the same, for a feed to be left alone."""
+
+_AT_ONCE = 2
+_RETRY_S = 1.0
+_NEWS_S = 1.0
+
+
+@dataclass(eq=False, slots=True)
+class Feed:
+    """A user watched by a client. `first` becomes its first answer."""
+
+    collection: str
+    watch_id: str
+    codec: Codec
+    sink: Sink
+    ask: Ask
+    least_pause_s: float
+    first: asyncio.Future[messages.Watching]
+    listed: frozenset[str] = frozenset()
+    told: tuple[str, ...] = ()
+    traces: list[Live] = field(default_factory=list)
+    learned: bool = False
+    """Whether its profile has changed since the last push: that is told even if it changes nothing."""
+    dirty: bool = False
+    queued: bool = False
+    begun: bool = False
+    closed: bool = False
+    due: float = -math.inf
+
+    def write(self, message: messages.Message) -> None:
+        self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
+
+
+class Feeds:
+    """Call on the event loop. `now` gives microseconds since the epoch."""
+
+    def __init__(self, name: str, users: Users, watching: Watching, now: Callable[[], int]) -> None:
+        self._name = name
+        self._users = users
+        self._watching = watching
+        self._now = now
+        self._feeds: dict[str, set[Feed]] = {}
+        self._showing: dict[str, set[Feed]] = {}
+        self._strangers: set[Feed] = set()
+        self._news: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._ended = False
+        users.learned.append(self._learned)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._feeds.values()))
+
+    async def watch(self, ask: Ask, watch_id: str, least_pause_s: float, codec: Codec, sink: Sink) -> Opened:
+        """Return a feed that is told of changes once its answer was written and `begin` called.
+
+        Where this is cancelled, there is none.
+        """
+        if self._ended:
+            raise NotFound(f"no collection {self._name!r}", field="collection")
+        first = asyncio.get_running_loop().create_future()
+        feed = Feed(self._name, watch_id, codec, sink, ask, least_pause_s, first)
+        self._feeds.setdefault(ask.user_id, set()).add(feed)
+        self._mark(feed)
+        try:
+            reply = await first
+        except BaseException:
+            self._leave(feed)
+            raise
+        return Opened(feed, reply, partial(self._begin, feed), partial(self._leave, feed), ask.user_id)
+
+    def items_changed(self, applied: Applied) -> None:
+        """Look again at the feeds that a commit of the collection concerns, but for those its live queries tell of."""
+        if not self._feeds:
+            return
+        for event in applied.events:
+            if isinstance(event, Change):
+                for feed in self._showing.get(event.document.id, ()):
+                    self._mark(feed)
+                if event.event_type is EventType.INSERT and self._strangers and self._news is None:
+                    self._news = asyncio.get_running_loop().call_later(_NEWS_S, self._tell_strangers)
+
+    def look_again(self) -> None:
+        """Make every feed anew: the profiles may be others."""
+        for feed in self._all():
+            self._mark(feed)
+
+    def close(self) -> None:
+        """Tell every feed that there is no more to come: the collection is dropped."""
+        for feed in self._all():
+            self._end(feed)
+            if feed.begun:
+                feed.write(messages.Unwatched(watch_id=feed.watch_id, collection=self._name))
+        self._ended = True
+
+    def abandon(self) -> None:
+        """Close the connections of all feeds: they come back."""
+        for feed in self._all():
+            self._end(feed)
+            feed.sink.abandon()
+        self._ended = True
+
+    async def stop(self) -> None:
+        self.abandon()
+        if self._news is not None:
+            self._news.cancel()
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _all(self) -> list[Feed]:
+        return [feed for feeds in self._feeds.values() for feed in feeds]
+
+    def _begin(self, feed: Feed) -> None:
+        feed.begun = True
+        if feed.closed:
+            feed.write(messages.Unwatched(watch_id=feed.watch_id, collection=self._name))
+        elif feed.dirty:
+            self._queue(feed)
+
+    def _leave(self, feed: Feed) -> None:
+        """Remove a feed; nothing is written to it after."""
+        if feed.closed:
+            return
+        feed.closed = True
+        self._strangers.discard(feed)
+        self._show(feed, frozenset())
+        feeds = self._feeds[feed.ask.user_id]
+        feeds.discard(feed)
+        if not feeds:
+            del self._feeds[feed.ask.user_id]
+        for trace in feed.traces:
+            self._watching.leave(trace)
+
+    def _end(self, feed: Feed) -> None:
+        if not feed.first.done():
+            feed.first.set_exception(NotFound(f"no collection {self._name!r}", field="collection"))
+        self._leave(feed)
+
+    def _learned(self, user_ids: Sequence[str]) -> None:
+        for user_id in user_ids:
+            for feed in self._feeds.get(user_id, ()):
+                feed.learned = True
+                self._mark(feed)
+
+    def _tell_strangers(self) -> None:
+        self._news = None
+        for feed in self._strangers:
+            self._mark(feed)
+
+    def _mark(self, feed: Feed) -> None:
+        """Make a feed anew, now or when it can be told."""
+        feed.dirty = True
+        self._queue(feed)
+
+    def _queue(self, feed: Feed) -> None:
+        if feed.queued or feed.closed or not (feed.begun or not feed.first.done()):
+            return
+        feed.queued = True
+        task = asyncio.create_task(self._make(feed))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _make(self, feed: Feed) -> None:
+        try:
+            while feed.dirty and not feed.closed:
+                if feed.begun:
+                    await self._can_be_told(feed)
+                async with self._turn:
+                    await self._make_once(feed)
+        finally:
+            feed.queued = False
+
+    async def _can_be_told(self, feed: Feed) -> None:
+        if (pause_s := feed.due - asyncio.get_running_loop().time()) > 0:
+            await asyncio.sleep(pause_s)
+        while not feed.sink.offer(b""):
+            await feed.sink.drained()
+
+    async def _make_once(self, feed: Feed) -> None:
+        if feed.closed:
+            return
+        feed.dirty, learned, feed.learned = False, feed.learned, False
+        try:
+            found = await self._users.recommend(feed.ask)
+        except HotindexError as error:
+            await self._failed(feed, error)
+        except Exception as error:  # one feed's fault must not be everyone's
+            await self._failed(feed, internal(error, collection=self._name, watch=feed.watch_id))
+        else:
+            if not feed.closed:
+                self._take(feed, found, learned=learned)
+
+    async def _failed(self, feed: Feed, error: HotindexError) -> None:
+        if not feed.first.done():
+            feed.first.set_exception(error)
+        else:
+            feed.dirty = feed.learned = True
+            await asyncio.sleep(_RETRY_S)
+
+    def _take(self, feed: Feed, found: Recommended, *, learned: bool) -> None:
+        ids = tuple(hit.document.id for hit in found.hits)
+        self._show(feed, frozenset(ids))
+        self._trace(feed, found.near, found.seen)
+        if found.near:
+            self._strangers.discard(feed)
+        else:
+            self._strangers.add(feed)
+        if not feed.first.done():
+            feed.first.set_result(_watching(feed, found))
+        elif feed.begun and (learned or ids != feed.told):
+            feed.write(_update(feed, found.hits, self._now()))
+            feed.due = asyncio.get_running_loop().time() + feed.least_pause_s
+        feed.told = ids
+
+    def _show(self, feed: Feed, listed: frozenset[str]) -> None:
+        for item_id in feed.listed - listed:
+            showing = self._showing[item_id]
+            showing.discard(feed)
+            if not showing:
+                del self._showing[item_id]
+        for item_id in listed - feed.listed:
+            self._showing.setdefault(item_id, set()).add(feed)
+        feed.listed = listed
+
+    def _trace(self, feed: Feed, near: Sequence[Near], seen: Set[str]) -> None:
+        """Have the live queries tell when what is near the profile changes."""
+        feed.traces = [trace for trace in feed.traces if not trace.closed]
+        watches = [Watch(one.query, TRACED, feed.ask.where, excluded=seen) for one in near]
+        for trace, watch, one in zip(feed.traces, watches, near, strict=False):
+            self._watching.move(trace, watch, one.nearest)
+        for watch, one in list(zip(watches, near, strict=True))[len(feed.traces) :]:
+            feed.traces.append(self._watching.trace(watch, one.nearest, partial(self._mark, feed)))
+        for trace in feed.traces[len(near) :]:
+            self._watching.leave(trace)
+        del feed.traces[len(near) :]
+
+
+def _watching(feed: Feed, found: Recommended) -> messages.Watching:
+    return messages.Watching(
+        watch_id=feed.watch_id,
+        collection=feed.collection,
+        index_version=found.index_version,
+        exact=False,
+        results=tuple(
+            messages.WatchResult(
+                id=hit.document.id, score=hit.score, metadata=feed.codec.metadata(hit.document.metadata)
+            )
+            for hit in found.hits
+        ),
+    )
+
+
+def _update(feed: Feed, hits: Sequence[Hit], at: int) -> messages.RecommendationUpdate:
+    return messages.RecommendationUpdate(
+        watch_id=feed.watch_id,
+        collection=feed.collection,
+        user_id=feed.ask.user_id,
+        recommendations=tuple(hit.document.id for hit in hits),
+        scores=tuple(hit.score for hit in hits),
+        timestamp=iso(at),
+    )

@@ -1,0 +1,255 @@
+"""Users, spoken with nothing but a WebSocket: what they do is learned, and what is recommended follows."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+
+from gateway.app import Gateway
+from tests.conftest import JsonMessage, JsonSocket, StartGateway, json_socket
+
+DIMENSION = 8
+
+
+def axis(number: int, lean: float = 0.0) -> list[float]:
+    """Return a vector near the axis `number`, leaning a little to the next."""
+    vector = np.zeros(DIMENSION, np.float32)
+    vector[number], vector[(number + 1) % DIMENSION] = 1.0, lean
+    return vector.tolist()
+
+
+async def add_items(socket: JsonSocket, groups: int = 4, each: int = 6) -> None:
+    """Add `each` items near each of some axes: g0-0, g0-1, ..., g1-0, ..."""
+    documents = [
+        {"id": f"g{g}-{i}", "vector": axis(g, 0.01 * i), "metadata": {"category": f"c{g}", "number": i}}
+        for g in range(groups)
+        for i in range(each)
+    ]
+    reply = await socket.reply(action="upsert", collection="items", documents=documents)
+    assert reply["type"] == "ack"
+
+
+async def did(socket: JsonSocket, user: str, action: str, item: str, **more: Any) -> JsonMessage:
+    return await socket.reply(
+        type="user_interaction", collection="items", user_id=user, action=action, item_id=item, **more
+    )
+
+
+async def recommended(socket: JsonSocket, user: str, **more: Any) -> list[str]:
+    reply = await socket.reply(action="search", collection="items", user_id=user, **more)
+    assert reply["type"] == "results", reply
+    return [item["id"] for item in reply["results"]]
+
+
+async def test_an_interaction_is_acknowledged_and_turns_recommendations_to_the_item(socket: JsonSocket) -> None:
+    await add_items(socket)
+    for item in ("g1-0", "g1-1", "g1-2"):
+        ack = await did(socket, "ann", "purchase", item)
+        assert (ack["type"], ack["collection"]) == ("ack", "items")
+        assert [(one["id"], one["status"]) for one in ack["results"]] == [
+            ("ann", "inserted" if item == "g1-0" else "updated")
+        ]
+        assert ack["index_version"] == 24, "of the documents nothing has changed"
+    found = await recommended(socket, "ann", k=3, diversity=0)
+    assert set(found) == {"g1-3", "g1-4", "g1-5"}, "near what was bought, and not seen"
+
+
+async def test_an_event_id_counts_once(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    first = await did(socket, "ann", "click", "g1-0", event_id="e1")
+    again = await did(socket, "ann", "click", "g1-0", event_id="e1")
+    assert (first["results"][0]["status"], again["results"][0]["status"]) == ("inserted", "duplicate")
+    assert again["results"][0]["version"] == first["results"][0]["version"]
+    async with aiohttp.ClientSession(gateway.http) as http, http.get("/v1/users/ann?collection=items") as reply:
+        user = await reply.json()
+    assert user["evidence"] == pytest.approx(0.3, abs=1e-4), "of one click"
+
+
+async def test_profiles_are_there_after_a_restart(start_gateway: StartGateway) -> None:
+    async with start_gateway() as gateway, json_socket(gateway.ws) as socket:
+        await add_items(socket)
+        for item in ("g2-0", "g2-1"):
+            await did(socket, "ann", "like", item)
+        before = await recommended(socket, "ann", k=5)
+    async with start_gateway() as gateway, json_socket(gateway.ws) as socket:
+        assert await recommended(socket, "ann", k=5) == before
+
+
+async def test_who_is_new_gets_what_is_popular(socket: JsonSocket) -> None:
+    await add_items(socket)
+    for number in range(8):
+        await did(socket, f"u{number}", "purchase", "g3-5")
+    for number in range(4):
+        await did(socket, f"v{number}", "purchase", "g0-2")
+    assert (await recommended(socket, "nobody", k=2)) == ["g3-5", "g0-2"]
+
+
+async def test_a_filter_hides_items(socket: JsonSocket) -> None:
+    await add_items(socket)
+    await did(socket, "ann", "purchase", "g1-0")
+    found = await recommended(socket, "ann", k=4, filter={"category": "c2"})
+    assert found
+    assert all(item.startswith("g2-") for item in found)
+
+
+async def test_a_user_event_is_answered_and_then_tells_what_is_recommended(socket: JsonSocket) -> None:
+    await add_items(socket)
+    await socket.send(
+        {
+            "type": "user_event",
+            "collection": "items",
+            "user_id": "ann",
+            "event_type": "click",
+            "item_id": "g1-0",
+            "ref": 1,
+        }
+    )
+    result, update = await socket.receive(), await socket.receive()
+    assert result == {
+        "type": "sync_result",
+        "ref": 1,
+        "success": True,
+        "latency_ms": result["latency_ms"],
+        "recommendations_updated": True,
+    }
+    assert result["latency_ms"] > 0
+    assert (update["type"], update["user_id"], update["collection"]) == ("recommendation_update", "ann", "items")
+    assert len(update["recommendations"]) == len(update["scores"]) == 10
+    assert "g1-0" not in update["recommendations"]
+    assert update["recommendations"] == await recommended(socket, "ann")
+
+
+async def test_an_unknown_item_is_added_from_its_features(socket: JsonSocket) -> None:
+    features = {"name": "Alien", "category": "horror", "tags": "space"}
+    reply = await socket.reply(
+        type="user_event", user_id="ann", event_type="purchase", item_id="m1", item_features=features
+    )
+    assert reply["type"] == "sync_result", reply
+    document = await socket.reply(action="get", id="m1")
+    assert document["metadata"] == features
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"item_id": "nothing"}, "not_found", "item_id"),
+        ({"action": "buy"}, "invalid_argument", "action"),
+        ({"action": "rate", "value": 11}, "invalid_argument", "value"),
+        ({"user_id": ""}, "invalid_argument", "user_id"),
+        ({"timestamp": "yesterday"}, "invalid_argument", "timestamp"),
+        ({"collection": "none"}, "not_found", "collection"),
+    ],
+)
+async def test_a_bad_interaction_names_field_and_value_and_changes_nothing(
+    socket: JsonSocket, change: JsonMessage, code: str, field: str
+) -> None:
+    await add_items(socket)
+    command = {
+        "type": "user_interaction",
+        "collection": "items",
+        "user_id": "ann",
+        "action": "click",
+        "item_id": "g1-0",
+    }
+    error = await socket.reply(**(command | change))
+    assert (error["type"], error["code"], error["field"]) == ("error", code, field)
+    assert str(change.get(field, "")) in error["message"]
+    assert await recommended(socket, "ann", k=100) == await recommended(socket, "nobody", k=100)
+
+
+async def watch(socket: JsonSocket, user: str, **more: Any) -> JsonMessage:
+    return await socket.reply(action="watch", collection="items", user_id=user, **more)
+
+
+async def test_a_watch_of_a_user_follows_what_the_user_does(gateway: Gateway) -> None:
+    async with json_socket(gateway.ws) as producer, json_socket(gateway.ws) as watcher:
+        await add_items(producer)
+        watching = await watch(watcher, "ann", k=3)
+        assert watching["type"] == "watching", watching
+        assert len(watching["results"]) == 3
+        for item in ("g1-0", "g1-1"):
+            await did(producer, "ann", "purchase", item)
+            update = await watcher.receive()
+            assert (update["type"], update["watch_id"]) == ("recommendation_update", watching["watch_id"])
+            assert item not in update["recommendations"]
+        assert update["recommendations"] == await recommended(producer, "ann", k=3)
+
+
+async def test_a_watch_of_a_user_follows_the_items(gateway: Gateway) -> None:
+    async with json_socket(gateway.ws) as producer, json_socket(gateway.ws) as watcher:
+        await add_items(producer)
+        for item in ("g1-0", "g1-1", "g1-2", "g1-3"):
+            await did(producer, "ann", "purchase", item)
+        watching = await watch(watcher, "ann", k=2, diversity=0)
+        assert [item["id"] for item in watching["results"]] == ["g1-4", "g1-5"]
+        await producer.reply(action="upsert", collection="items", id="g1-9", vector=axis(1, 0.02))
+        update = await watcher.receive()
+        assert "g1-9" in update["recommendations"], "what is near has changed"
+        await producer.reply(action="delete", collection="items", id="g1-9")
+        while "g1-9" in update["recommendations"]:
+            update = await watcher.receive()
+        assert update["recommendations"] == ["g1-4", "g1-5"], "what is gone isn't recommended"
+
+
+async def test_a_watch_of_a_user_ends_with_the_collection(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    await did(socket, "ann", "click", "g1-0")
+    watching = await watch(socket, "ann")
+    async with aiohttp.ClientSession(gateway.http) as http, http.delete("/v1/collections/items") as reply:
+        assert reply.status == 200
+    assert await socket.receive() == {
+        "type": "unwatched",
+        "watch_id": watching["watch_id"],
+        "collection": "items",
+    }
+    await add_items(socket)
+    async with aiohttp.ClientSession(gateway.http) as http, http.get("/v1/users/ann?collection=items") as reply:
+        assert reply.status == 404, "users are dropped with their collection"
+
+
+async def test_a_vector_from_elsewhere_takes_a_profiles_place(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    async with aiohttp.ClientSession(gateway.http) as http:
+        async with http.post("/v1/users/ann/embedding?collection=items", json={"vector": axis(2)}) as reply:
+            assert reply.status == 200, await reply.text()
+        found = await recommended(socket, "ann", k=3, diversity=0)
+        assert all(item.startswith("g2-") for item in found), found
+        async with http.post("/v1/users/ann/embedding?collection=items", json={"vector": [1, 2]}) as reply:
+            error = await reply.json()
+            assert (reply.status, error["code"], error["field"]) == (400, "invalid_vector", "vector")
+        async with http.delete("/v1/users/ann?collection=items") as reply:
+            assert (await reply.json())["results"][0]["status"] == "deleted"
+        async with http.get("/v1/users/ann?collection=items") as reply:
+            assert reply.status == 404
+
+
+async def test_the_collection_of_users_cant_be_named(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    await did(socket, "ann", "click", "g1-0")
+    error = await socket.reply(action="get", collection="items~users", id="ann")
+    assert (error["code"], error["field"]) == ("invalid_argument", "collection")
+    async with aiohttp.ClientSession(gateway.http) as http, http.get("/v1/collections") as reply:
+        assert "users" not in await reply.text()
+
+
+async def test_many_interactions_at_once_all_count(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    await asyncio.gather(
+        *(
+            socket.send(
+                {
+                    "type": "user_interaction", "collection": "items", "user_id": f"u{n % 5}", "action": "purchase",
+                    "item_id": f"g{n % 4}-{n % 6}", "timestamp": 1_700_000_000, "ref": n,
+                }
+            )
+            for n in range(100)
+        )
+    )  # fmt: skip
+    acks = [await socket.receive() for _ in range(100)]
+    assert {ack["type"] for ack in acks} == {"ack"}
+    versions = sorted((ack["results"][0]["id"], ack["results"][0]["version"]) for ack in acks)
+    assert versions == [(f"u{user}", version) for user in range(5) for version in range(1, 21)]
