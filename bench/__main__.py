@@ -15,6 +15,7 @@ BENCHMARKS = {
     "fanout": "one event to many subscribers, beside websockets, picows, Node's ws and bare sockets",
     "engine": "updates, recall, searches, snapshots, starts, beside hnswlib and usearch",
     "ingest": "events with text: embedded, acknowledged, searchable; texts known before; a service that is slow, or fails",
+    "recommend": "real ratings predicted one after the other, beside popularity and the last item's nearest",
     "cluster": "three nodes that share a Redis, beside one node alone and bare Redis",
     "watch": "changes a second that standing queries take, and their answers, beside searching again for every one",
 }

@@ -98,7 +98,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _kind(annotation: Any) -> str:
     """Return what a setting takes, for its help."""
-    if get_origin(annotation) is dict:
+    if get_origin(annotation) in (dict, tuple):
         return "JSON"
     choices = get_args(annotation)
     return "|".join(choices) if choices else _KINDS[annotation]

@@ -1,0 +1,104 @@
+"""What recommendations cost where they are computed: after an interaction of a user, on one core.
+
+From the interaction with its item's vector to ten ids: count it, learn it, ask the graph what is near, blend, choose. The
+vectors of what is popular are at hand; those of what is near come from a table, where the gateway takes them from the hits.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from bench.harness import Percentiles
+from bench.recommend.data import Catalogue, Rating
+from bench.recommend.recommenders import K
+from gateway.engine.graph import Graph
+from gateway.engine.types import Spec
+from gateway.users import profile as profiles
+from gateway.users import ranking
+from gateway.users.actions import VOCABULARY
+from gateway.users.popularity import Popularity
+from gateway.users.profile import Interaction, Profile
+from gateway.users.ranking import NEAREST, POPULAR, Candidates
+
+WHOLE = "an interaction"
+_EF = 128
+
+
+def measure(catalogue: Catalogue, ratings: Sequence[Rating], count: int, seed: int) -> dict[str, Percentiles]:
+    """Return the times of each step over `count` interactions, the users' histories being as all `ratings` left them."""
+    graph = Graph(Spec("movies", catalogue.vectors.shape[1], ef_search=_EF))
+    graph.insert(catalogue.vectors, np.arange(len(catalogue.ids)), threads=os.cpu_count() or 1)
+    popularity = Popularity()
+    users: dict[str, Profile] = defaultdict(lambda: profiles.EMPTY)
+    for rating in ratings:
+        event = _event(catalogue, rating, rating.at)
+        popularity.add(event.item_id, event.weight, event.at)
+        users[rating.user] = profiles.learn(users[rating.user], event)
+    now = ratings[-1].at
+    drawn = np.random.default_rng(seed).integers(0, len(ratings), count)
+    steps: dict[str, list[float]] = defaultdict(list)
+    with _one_core():
+        for position in drawn.tolist():
+            rating = ratings[position]
+            now += 1
+            _interaction(catalogue, graph, popularity, users[rating.user], _event(catalogue, rating, now), steps)
+    return {name: Percentiles.of(times) for name, times in steps.items()}
+
+
+def _event(catalogue: Catalogue, rating: Rating, at: int) -> Interaction:
+    weight = VOCABULARY.weigh("rate", rating.value).weight
+    return Interaction(catalogue.ids[rating.item], weight, at, catalogue.vectors[rating.item])
+
+
+def _interaction(
+    catalogue: Catalogue,
+    graph: Graph,
+    popularity: Popularity,
+    profile: Profile,
+    event: Interaction,
+    steps: dict[str, list[float]],
+) -> None:
+    began = time.perf_counter()
+    popularity.add(event.item_id, event.weight, event.at)
+    profile = profiles.learn(profile, event)
+    learned = time.perf_counter()
+    popular = dict(popularity.top(POPULAR, event.at))
+    listed = time.perf_counter()
+    found = [graph.search(anchor, NEAREST, _EF)[0] for anchor in ranking.anchors(profile)]
+    searched = time.perf_counter()
+    rows = list({*(catalogue.rows[one] for one in popular), *(row for labels in found for row in labels.tolist())})
+    ids = [catalogue.ids[row] for row in rows]
+    counts = np.array([popular.get(one) or popularity.count(one, event.at) for one in ids], np.float32)
+    vectors = catalogue.vectors[rows]
+    own = ranking.apart(profile, popularity)
+    scores = ranking.blend(profile, Candidates(ids, vectors, counts), event.at, own)
+    ranking.diversify(ids, vectors, scores, ranking.LAMBDA, K)
+    done = time.perf_counter()
+    steps["count and learn it"].append(learned - began)
+    steps["list what is popular"].append(listed - learned)
+    steps["find what is near"].append(searched - listed)
+    steps["blend and choose"].append(done - searched)
+    steps[WHOLE].append(done - began)
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """Keep all threads of the process on one core."""
+    before = os.sched_getaffinity(0)
+    try:
+        _pin({min(before)})
+        yield
+    finally:
+        _pin(before)
+
+
+def _pin(cores: set[int]) -> None:
+    for task in Path("/proc/self/task").iterdir():
+        os.sched_setaffinity(int(task.name), cores)
