@@ -31,8 +31,9 @@ _EF_PER_WANTED = 2
 class Live:
     """A watch of a client. `first` becomes its first answer.
 
-    `ticket` counts the searches it has needed: what an older one found is of no use. It is `settled` when the latest is
-    in. It is told nothing before it has `begun`.
+    `ticket` counts the searches it has needed. What an older one found is taken in too, down to `least_ticket`: where its
+    query follows a document that changes faster than a search takes, there is nothing else. It is `settled` while one
+    has come in since it was last needed. It is told nothing before it has `begun`.
     """
 
     collection: str
@@ -56,6 +57,7 @@ class Live:
     vector_version: int = 0
     """Of the vector of the document it follows."""
     ticket: int = 0
+    least_ticket: int = 0
     searching: bool = False
     settled: bool = False
     begun: bool = False

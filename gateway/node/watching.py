@@ -168,6 +168,7 @@ class Watching:
             self._waiting_bytes = 0
             for live in self._lives:
                 self._want(live)
+                live.least_ticket = live.ticket
         self._wake.set()
 
     def close(self) -> None:
@@ -225,13 +226,26 @@ class Watching:
         self._gone.clear()
         commits, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         self._follow(commits)
-        found, self._found = self._found, []
-        found = [one for one in found if not one.live.closed and one.ticket == one.live.ticket]
+        found = self._usable()
         if commits or found:
             turn = await self._place.read(partial(watches.apply, standing, commits, found))
             self._take_in(turn)
         self._search_on()
         await self._tell(standing)
+
+    def _usable(self) -> list[Found]:
+        """Take what searches found, in the order they began, but for what is older than what a watch has."""
+        found, self._found = sorted(self._found, key=lambda one: one.ticket), []
+        usable = []
+        for one in found:
+            live = one.live
+            if live.closed or one.ticket < live.least_ticket:
+                continue
+            if one.vector_version >= live.vector_version:
+                usable.append(one)
+            elif one.ticket == live.ticket:
+                self._want(live)  # the document was deleted before it was known which vector it had last
+        return usable
 
     def _follow(self, commits: Sequence[Applied]) -> None:
         """Search anew for watches that follow documents which have other vectors now."""
@@ -251,7 +265,7 @@ class Watching:
             assert live.number is not None, "it was added"
             self._by_number[live.number] = live
             live.vector_version, live.watch = one.vector_version, one.watch
-            if one.ticket == live.ticket:
+            if one.ticket >= live.least_ticket:
                 live.settled = True
                 self._mark(live)
         for number in turn.changed:
@@ -270,7 +284,7 @@ class Watching:
             self._wake.set()
 
     def _want(self, live: Live) -> None:
-        """Search for a watch, whatever was found before."""
+        """Search for a watch, and tell it nothing before that, or a search under way, has found something."""
         if not live.closed:
             live.ticket += 1
             live.settled = False

@@ -8,6 +8,7 @@ import json
 import math
 import random
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -240,6 +241,32 @@ async def test_a_watch_of_a_document_follows_its_vector(socket: JsonSocket, clie
     assert client.ids(watch_id) == ["d20", "newer"], "its last vector stays the query"
     await put(socket, "d00", 0.0)
     while client.ids(watch_id) != ["d01", "d02"]:
+        await client.update()
+
+
+async def test_a_watch_of_a_document_that_never_rests_is_told(
+    socket: JsonSocket, client: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a search had found was thrown away where the document had another vector by then: it was told nothing at all."""
+    await fill(socket, 60)
+    watch_id = await client.watch(id="d00", k=5, exact=True)
+    searching = watches.search
+
+    def search(*given: Any) -> watches.Found:
+        found = searching(*given)
+        time.sleep(0.05)
+        return found
+
+    monkeypatch.setattr(watches, "search", search)
+    loop = asyncio.get_running_loop()
+    until, i = loop.time() + 2, 0
+    while loop.time() < until:
+        i += 1
+        await put(socket, "d00", i % 60 / 20 + 0.01)
+    reading = asyncio.create_task(client.ask(action="search", collection="m", id="d00", k=5, exact=True))
+    wanted = [item["id"] for item in (await reading)["results"]]
+    assert len(client.updates) > 10, "while it changed"
+    while client.ids(watch_id) != wanted:
         await client.update()
 
 
