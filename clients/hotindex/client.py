@@ -291,6 +291,7 @@ class Client:
         id: str | None = None,  # noqa: A002
         k: int = 10,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
+        include: Sequence[Include] = (),
         min_score: float | None = None,
         exact: bool = False,
         max_rate: float | None = None,
@@ -306,8 +307,9 @@ class Client:
         if filter is not None and not isinstance(filter, Mapping):
             raise TypeError(f"filter is {filter!r}; it must be a mapping")
         wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}
-        how = {"k": k, "filter": dict(filter) if filter else None, "min_score": min_score, "exact": exact or None}
-        command = {"action": "watch", "collection": collection, **wanted, **how, "max_rate": max_rate}
+        how = {"k": k, "filter": dict(filter) if filter else None, "include": list(include) or None}
+        limits = {"min_score": min_score, "exact": exact or None, "max_rate": max_rate}
+        command = {"action": "watch", "collection": collection, **wanted, **how, **limits}
         return Watch(self._watches, command)
 
     async def enter(self, subscription: Subscription) -> None:

@@ -97,6 +97,8 @@ class Match:
     id: str
     score: float
     metadata: dict[str, Any]
+    content: str | None = None
+    vector: array[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,7 +148,10 @@ def _hits(items: Iterable[Mapping[str, Any]]) -> tuple[Hit, ...]:
 
 
 def matches(items: Iterable[Mapping[str, Any]]) -> tuple[Match, ...]:
-    return tuple(Match(item["id"], item["score"], item["metadata"]) for item in items)
+    return tuple(
+        Match(item["id"], item["score"], item["metadata"], item.get("content"), vector_array(item.get("vector")))
+        for item in items
+    )
 
 
 def pushes(message: Mapping[str, Any]) -> Iterator[Update | Reset | CaughtUp]:

@@ -247,6 +247,11 @@ class Collection:
             blobs = reader.vectors(labels)
             return [(document, blobs[label]) for document, label in zip(documents, labels, strict=True)]
 
+    def vectors(self, vector_versions: Sequence[int]) -> dict[int, bytes]:
+        """Return the vectors stored under these; those that their documents have no more aren't."""
+        with self._readers.lend() as reader:
+            return reader.vectors(vector_versions)
+
     def search(self, query: Query) -> Answer:
         """Return the k nearest documents to each vector, all as they are stored as of one index_version."""
         return self._searcher.search(query)

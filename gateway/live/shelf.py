@@ -8,7 +8,7 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 from gateway.engine import vectors
-from gateway.engine.types import Hit, Metric
+from gateway.engine.types import Document, Hit, Metric
 from gateway.live import product
 from gateway.live.batch import Batch
 from gateway.live.documents import NOBODY, Documents
@@ -225,6 +225,11 @@ class Shelf:
         found: Integers = at[short]
         rows.waiting[found] = True
         return found
+
+    def shown(self, number: int) -> list[Document]:
+        """Return the documents of the top k, best first."""
+        at, rows = self._places[number], self.rows
+        return [self._documents[one] for one in rows.numbers[at, : rows.k[at]].tolist() if one != NOBODY]
 
     def answer(self, number: int) -> list[Ranked]:
         """Return the top k, and take it as told."""

@@ -12,7 +12,7 @@ from collections import deque
 
 import numpy as np
 
-from gateway.engine.types import Applied, Metric
+from gateway.engine.types import Applied, Document, Metric
 from gateway.live.batch import Batch
 from gateway.live.documents import NOBODY, Documents
 from gateway.live.filters import Filters, Verdicts
@@ -142,6 +142,10 @@ class Standing:
         if (where := shelf.filter_of(number)) != NO_FILTER:
             self._filters.release(where)
         shelf.remove(number)
+
+    def shown(self, number: int) -> list[Document]:
+        """Return the documents of a watch's top k, without taking them as told."""
+        return self._shelf_of[number].shown(number)
 
     def answer(self, number: int) -> list[Ranked]:
         """Return a watch's top k, and take it as told."""

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from gateway.engine.collection import Collection
 from gateway.engine.search import Query
-from gateway.engine.types import Applied
+from gateway.engine.types import Applied, Document
 from gateway.errors import InvalidArgument
 from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Difference, Nearest, Ranked, Watch
@@ -42,6 +42,7 @@ class Live:
     sink: Sink
     watch: Watch
     exact: bool
+    include: tuple[messages.Include, ...]
     follows: str | None
     """The id of the document whose vector is the query."""
     least_pause_s: float
@@ -68,6 +69,10 @@ class Live:
     @property
     def filtered(self) -> bool:
         return self.watch.where is not None
+
+    @property
+    def shows_vectors(self) -> bool:
+        return "vector" in self.include
 
     def write(self, message: messages.Message) -> None:
         self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
@@ -137,7 +142,7 @@ async def check(place: queries.Place, command: messages.Watch, watch_id: str, co
         frozenset() if command.id is None else frozenset((command.id,)),
     )
     first = asyncio.get_running_loop().create_future()
-    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.id, pause_s, first)
+    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.include, command.id, pause_s, first)
 
 
 def least_pause_s(command: messages.Watch) -> float:
@@ -177,7 +182,7 @@ class _Nowhere:
 def trace(collection: str, watch: Watch, changed: Callable[[], None]) -> Live:
     """Return a watch of this process's own."""
     first = asyncio.get_running_loop().create_future()
-    return Live(collection, "", MSGPACK, _Nowhere(changed), watch, False, None, 0.0, first, changed)
+    return Live(collection, "", MSGPACK, _Nowhere(changed), watch, False, (), None, 0.0, first, changed)
 
 
 def apply(standing: Standing, commits: Sequence[Applied], found: Sequence[Found]) -> Turn:
@@ -236,7 +241,11 @@ def search(collection: Collection, live: Live, ticket: int) -> Found:
     return Found(live, ticket, watch, vector_version, Nearest(answer.index_version, hits, len(hits) < k))
 
 
-def watching(live: Live, index_version: int, ranked: Sequence[Ranked]) -> messages.Watching:
+Vectors: TypeAlias = Mapping[int, bytes]
+"""By vector_version: those of all documents told of, where a watch includes vectors."""
+
+
+def watching(live: Live, index_version: int, ranked: Sequence[Ranked], vectors: Vectors) -> messages.Watching:
     """Return a client's first answer."""
     return messages.Watching(
         watch_id=live.watch_id,
@@ -244,29 +253,36 @@ def watching(live: Live, index_version: int, ranked: Sequence[Ranked]) -> messag
         index_version=index_version,
         exact=live.exact,
         results=tuple(
-            messages.WatchResult(
-                id=one.document.id, score=one.score, metadata=live.codec.metadata(one.document.metadata)
-            )
+            messages.WatchResult(id=one.document.id, score=one.score, **_shown(live, one.document, vectors))
             for one in ranked
         ),
     )
 
 
-def update(live: Live, index_version: int, difference: Difference) -> messages.WatchUpdate:
+def update(live: Live, index_version: int, difference: Difference, vectors: Vectors) -> messages.WatchUpdate:
     """Return what tells a client the difference."""
     return messages.WatchUpdate(
         watch_id=live.watch_id,
         index_version=index_version,
-        added=_items(live.codec, difference.added),
-        changed=_items(live.codec, difference.changed),
+        added=_items(live, difference.added, vectors),
+        changed=_items(live, difference.changed, vectors),
         removed=tuple(difference.removed),
     )
 
 
-def _items(codec: Codec, ranked: Sequence[Ranked]) -> tuple[messages.WatchItem, ...]:
+def _items(live: Live, ranked: Sequence[Ranked], vectors: Vectors) -> tuple[messages.WatchItem, ...]:
     return tuple(
-        messages.WatchItem(
-            id=one.document.id, score=one.score, rank=one.rank, metadata=codec.metadata(one.document.metadata)
-        )
+        messages.WatchItem(id=one.document.id, score=one.score, rank=one.rank, **_shown(live, one.document, vectors))
         for one in ranked
     )
+
+
+def _shown(live: Live, document: Document, vectors: Vectors) -> dict[str, Any]:
+    """Return what a client is shown of a document."""
+    shown: dict[str, Any] = {"metadata": live.codec.metadata(document.metadata)}
+    if "content" in live.include:
+        shown["content"] = document.content
+    if live.shows_vectors:
+        assert document.vector_version is not None, "a deleted document isn't shown"
+        shown["vector"] = live.codec.vector(vectors[document.vector_version])
+    return shown

@@ -24,6 +24,7 @@ from gateway.faults import internal
 from gateway.live.standing import Standing
 from gateway.live.types import Nearest, Watch
 from gateway.node import queries, watches
+from gateway.node.recent import RecentVectors
 from gateway.node.watches import Found, Live, Opened, Turn
 from gateway.protocol import messages
 from gateway.protocol.codec import Codec
@@ -36,6 +37,7 @@ _LOG_BYTES = 16 << 20
 _SEARCHES_AT_ONCE = 4
 _TOLD_AT_ONCE = 64
 _RETRY_S = 1.0
+_AGAIN_S = 0.005
 
 
 class Place(queries.Place, Protocol):
@@ -51,6 +53,9 @@ class Watching:
         self._waiting_bytes_limit = waiting_bytes
         self._lives: set[Live] = set()
         self._filtered = 0
+        self._showing = 0
+        """How many watches include vectors."""
+        self._recent = RecentVectors()
         self._followed: dict[str, set[Live]] = {}
         self._by_number: dict[int, Live] = {}
         self._standing: Standing | None = None
@@ -131,6 +136,7 @@ class Watching:
             live.timer.cancel()
         self._lives.discard(live)
         self._filtered -= live.filtered
+        self._showing -= live.shows_vectors
         if live.follows is not None:
             self._followed[live.follows].discard(live)
             if not self._followed[live.follows]:
@@ -145,6 +151,7 @@ class Watching:
             raise NotFound(f"no collection {self._place.name!r}", field="collection")
         self._lives.add(live)
         self._filtered += live.filtered
+        self._showing += live.shows_vectors
         if live.follows is not None:
             self._followed.setdefault(live.follows, set()).add(live)
         if self._standing is None:
@@ -212,6 +219,7 @@ class Watching:
                 self._end(live)
                 live.sink.abandon()
         self._standing = self._task = None
+        self._recent = RecentVectors()
         self._waiting.clear()
         self._waiting_bytes = 0
         self._by_number.clear()
@@ -227,6 +235,10 @@ class Watching:
         commits, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
         self._follow(commits)
         found = self._usable()
+        if self._showing:
+            self._recent.note_commits(commits)
+            for one in found:
+                self._recent.note_hits(one.nearest.hits if one.live.shows_vectors else ())
         if commits or found:
             turn = await self._place.read(partial(watches.apply, standing, commits, found))
             self._take_in(turn)
@@ -293,30 +305,68 @@ class Watching:
 
     async def _tell(self, standing: Standing) -> None:
         """Tell watches what has changed; those that can't be told now are looked at again once they can."""
-        dirty, self._dirty = self._dirty, {}
-        for count, live in enumerate(dirty, 1):
-            self._tell_one(standing, live)
-            if count % _TOLD_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        dirty, self._dirty = [*self._dirty], {}
+        for start in range(0, len(dirty), _TOLD_AT_ONCE):
+            some = dirty[start : start + _TOLD_AT_ONCE]
+            vectors = await self._vectors(standing, some)
+            for live in some:
+                self._tell_one(standing, live, vectors)
+            await asyncio.sleep(0)
 
-    def _tell_one(self, standing: Standing, live: Live) -> None:
-        if live.closed or not live.settled or live.number is None or standing.waits(live.number):
-            return  # it is marked when its search is in
+    async def _vectors(self, standing: Standing, lives: Sequence[Live]) -> dict[int, bytes]:
+        """Return the vectors that some watches show, as far as they are to be had."""
+        now = asyncio.get_running_loop().time()
+        found: dict[int, bytes] = {}
+        lacking: list[int] = []
+        for live in lives:
+            if not live.shows_vectors or not self._known(standing, live) or now < live.due or live.sink in self._parked:
+                continue
+            for version in _versions(standing, live):
+                vector = self._recent.get(version)
+                if vector is None:
+                    lacking.append(version)
+                else:
+                    found[version] = vector
+        if lacking:
+            found |= await self._place.read(partial(self._place.collection.vectors, lacking))
+        return found
+
+    def _known(self, standing: Standing, live: Live) -> bool:
+        """Tell whether it is known what a watch should show; where not, it is marked when its search is in."""
+        return not live.closed and live.settled and live.number is not None and not standing.waits(live.number)
+
+    def _tell_one(self, standing: Standing, live: Live, vectors: watches.Vectors) -> None:
+        if not self._known(standing, live):
+            return
+        assert live.number is not None, "it is known"
         if live.changed is not None:
             if self._has_news(standing, live, live.number):
                 live.changed()
-        elif not live.first.done():
-            live.first.set_result(watches.watching(live, standing.index_version, standing.answer(live.number)))
-        elif live.begun:
-            loop = asyncio.get_running_loop()
-            if loop.time() < live.due:
-                if live.timer is None:
-                    live.timer = loop.call_at(live.due, self._is_due, live)
-            elif not live.sink.offer(b""):
-                self._park(live)
-            elif difference := standing.difference(live.number):
-                live.write(watches.update(live, standing.index_version, difference))
-                live.due = loop.time() + live.least_pause_s
+            return
+        first = not live.first.done()
+        if not first and not (live.begun and self._takes(live)):
+            return
+        if live.shows_vectors and not all(version in vectors for version in _versions(standing, live)):
+            # A document has another vector by now: the commit that brought it is on its way here.
+            asyncio.get_running_loop().call_later(_AGAIN_S, self._mark, live)
+        elif first:
+            ranked = standing.answer(live.number)
+            live.first.set_result(watches.watching(live, standing.index_version, ranked, vectors))
+        elif difference := standing.difference(live.number):
+            live.write(watches.update(live, standing.index_version, difference, vectors))
+            live.due = asyncio.get_running_loop().time() + live.least_pause_s
+
+    def _takes(self, live: Live) -> bool:
+        """Tell whether a watch may be told something now; where not, it is looked at again when it may."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < live.due:
+            if live.timer is None:
+                live.timer = loop.call_at(live.due, self._is_due, live)
+            return False
+        if not live.sink.offer(b""):
+            self._park(live)
+            return False
+        return True
 
     def _has_news(self, standing: Standing, trace: Live, number: int) -> bool:
         """Tell whether a trace's answer isn't what whoever moved it knows of."""
@@ -375,6 +425,12 @@ class Watching:
             live.first.set_exception(error)
         elif not live.closed:
             asyncio.get_running_loop().call_later(_RETRY_S, self._want, live)
+
+
+def _versions(standing: Standing, live: Live) -> list[int]:
+    """Return the vector_versions of what a watch shows."""
+    assert live.number is not None, "it has an answer"
+    return [one.vector_version for one in standing.shown(live.number) if one.vector_version is not None]
 
 
 def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:

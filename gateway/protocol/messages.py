@@ -129,6 +129,7 @@ class Watch(CollectionCommand, frozen=True, kw_only=True):
     diversity: float | None = None
     k: int = 10
     filter: JsonObject | None = None
+    include: tuple[Include, ...] = ()
     min_score: float | None = None
     exact: bool = False
     max_rate: float | None = None
@@ -305,10 +306,12 @@ class IndexUpdate(Message, frozen=True, kw_only=True, tag="index_update"):
     events: Sequence[Event | msgspec.Raw] | None = None
 
 
-class WatchResult(msgspec.Struct, frozen=True, kw_only=True):
+class WatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     score: float
     metadata: Any
+    content: str | None = None
+    vector: Any = None
 
 
 class Watching(Message, frozen=True, kw_only=True, tag="watching"):
@@ -319,11 +322,13 @@ class Watching(Message, frozen=True, kw_only=True, tag="watching"):
     results: tuple[WatchResult, ...]
 
 
-class WatchItem(msgspec.Struct, frozen=True, kw_only=True):
+class WatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     id: str
     score: float
     rank: int
     metadata: Any
+    content: str | None = None
+    vector: Any = None
 
 
 class WatchUpdate(Message, frozen=True, kw_only=True, tag="watch_update"):

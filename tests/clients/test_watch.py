@@ -53,7 +53,13 @@ async def test_an_empty_answer_is_handed_out_too(server: Scripted, client: Clien
 
 
 async def test_the_command_has_what_was_asked_for_and_nothing_else(server: Scripted, client: Client) -> None:
-    options: dict[str, Any] = {"filter": {"y": 1}, "min_score": 0.0, "exact": True, "max_rate": 2.5}
+    options: dict[str, Any] = {
+        "filter": {"y": 1},
+        "include": ["vector"],
+        "min_score": 0.0,
+        "exact": True,
+        "max_rate": 2.5,
+    }
     async with client.watch("m", text="the sea"), client.watch("m", vector=[1, 0], k=3, **options):
         pass
     async with client.watch("m", id="a"):

@@ -44,6 +44,16 @@ async def test_the_list_is_what_a_search_finds(gateway: Gateway) -> None:
                 await until_equal(watch, writer)
 
 
+async def test_content_and_vectors_come_along(gateway: Gateway) -> None:
+    async with Client(gateway.ws) as client:
+        await client.upsert("m", id="a", vector=QUERY, content="first")
+        async with client.watch("m", vector=QUERY, include=["content", "vector"]) as watch:
+            await anext(watch)
+            await client.upsert("m", id="a", vector=[1.0, 0.0, 0.0], content="second")
+            (match,) = (await anext(watch)).changed
+            assert (match.content, match.vector and match.vector.tolist()) == ("second", [1.0, 0.0, 0.0])
+
+
 async def test_a_restart_is_one_difference_or_none(tmp_path: Path, start_gateway: StartGateway) -> None:
     port = free_port()
     async with start_gateway(data_dir=tmp_path, ws_port=port) as gateway:

@@ -270,6 +270,69 @@ async def test_a_watch_of_a_document_that_never_rests_is_told(
         await client.update()
 
 
+async def test_what_is_included_comes_with_every_item(socket: JsonSocket, client: Watcher) -> None:
+    await fill(socket)
+    await socket.reply(action="upsert", collection="m", id="d00", vector=at(0), content="the first")
+    first = await client.ask(action="watch", collection="m", vector=[1, 0], k=2, include=["content", "vector"])
+    assert first["results"] == [
+        {"id": "d00", "score": 1.0, "metadata": {"n": 0}, "content": "the first", "vector": [1, 0]},
+        {"id": "d01", "score": pytest.approx(math.cos(0.05)), "metadata": {"n": 1}, "vector": pytest.approx(at(0.05))},
+    ]
+    vectors_alone = await client.watch(vector=[1, 0], k=1, include=["vector"])
+    content_alone = await client.watch(vector=[1, 0], k=1, include=["content"])
+    await socket.reply(action="upsert", collection="m", id="new", vector=at(0.01), content="the second")
+    update = await client.update()
+    assert [item["content"] for item in update["added"]] == ["the second"]
+    assert update["added"][0]["vector"] == pytest.approx(at(0.01))
+    await socket.reply(action="upsert", collection="m", id="d00", vector=at(0.5), content="moved")
+    for _ in range(3):
+        await client.update()
+    (shown,) = client.ranked(content_alone)
+    assert (shown.pop("score") > 0.99, shown.pop("rank")) == (True, 1)
+    assert shown == {"id": "new", "metadata": {}, "content": "the second"}
+    (shown,) = client.ranked(vectors_alone)
+    assert shown["vector"] == pytest.approx(at(0.01))
+    assert "content" not in shown
+    refused = await client.ask(action="watch", collection="m", vector=[1, 0], include=["everything"])
+    assert (refused["code"], refused["field"]) == ("invalid_argument", "include[0]")
+
+
+@pytest.mark.parametrize("binary", [False, True])
+async def test_included_vectors_are_those_the_scores_are_of(gateway: Gateway, socket: JsonSocket, binary: bool) -> None:
+    """Vectors are deleted when documents get others, which they do all the time here."""
+    await fill(socket)
+    async with watcher(gateway, binary=binary) as client:
+        asked: list[JsonMessage] = [{"k": 5}, {"k": 10}, {"k": 5, "filter": {"n": {"$gte": 5}}}]
+        how: JsonMessage = {"vector": [1, 0], "include": ["vector", "content"], "exact": True}
+        ids = [await client.watch(**how, **one) for one in asked]
+        rng = random.Random(3)
+
+        async def write() -> None:
+            some = rng.sample(range(30), 8)
+            documents = [
+                {"id": f"d{i:02}", "vector": at(rng.random()), "content": f"c{rng.random()}", "metadata": {"n": i}}
+                for i in some
+            ]
+            assert (await socket.reply(action="upsert", collection="m", documents=documents))["type"] == "ack"
+
+        writing = asyncio.create_task(_repeat(write, 150))
+        seen = 0
+        while not writing.done() or seen < 20:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.1):
+                    update = await client.update()
+                    for item in (*update["added"], *update["changed"]):
+                        seen += 1
+                        vector = np.frombuffer(item["vector"], np.float32) if binary else np.array(item["vector"])
+                        assert item["score"] == pytest.approx(float(vector[0]), abs=1e-5)
+        await writing
+        for watch_id, one in zip(ids, asked, strict=True):
+            search = await client.ask(action="search", collection="m", **how, **one)
+            wanted = [(item["id"], item["content"], item["vector"]) for item in search["results"]]
+            while [(item["id"], item["content"], item["vector"]) for item in client.ranked(watch_id)] != wanted:
+                await client.update()
+
+
 async def test_a_text_is_embedded_and_watched(socket: JsonSocket, client: Watcher) -> None:
     for document_id, content in (("a", "red running shoes"), ("b", "a garden hose")):
         await socket.reply(action="upsert", collection="m", id=document_id, content=content)
