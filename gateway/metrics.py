@@ -17,7 +17,7 @@ _COMMIT_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5
 
 @dataclass(frozen=True, slots=True)
 class CollectionState:
-    """One collection's gauges at the moment of a scrape."""
+    """One collection's figures at the moment of a scrape."""
 
     name: str
     documents: int
@@ -33,6 +33,11 @@ class CollectionState:
     writable: int
     unchanged_texts: int
     found_texts: int
+    watches: int
+    watches_behind: int
+    watches_passed_over: int
+    watch_searches: int
+    watch_updates: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,11 +128,12 @@ class _Collections(Collector):
 
     def collect(self) -> Iterator[Metric]:
         states = list(self._states())
-        for field, text in _GAUGES.items():
-            family = GaugeMetricFamily(f"hotindex_{field}", text, labels=["collection"])
-            for state in states:
-                family.add_metric([state.name], getattr(state, field))
-            yield family
+        for kind, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTED)):
+            for field, text in fields.items():
+                family = kind(f"hotindex_{field}", text, labels=["collection"])
+                for state in states:
+                    family.add_metric([state.name], getattr(state, field))
+                yield family
 
 
 class _Models(Collector):
@@ -174,4 +180,12 @@ _GAUGES = {
     "unchanged_texts": "Texts since the start that were what their document's vector embeds already",
     "found_texts": "Texts since the start whose vectors were kept from before",
     "subscribers_behind": "Subscribers that wait for their sockets or catch up",
+    "watches": "Live queries",
+    "watches_behind": "Live queries that wait for their sockets",
+}
+
+_COUNTED = {
+    "watches_passed_over": "Times that commits came in faster than they were applied to live queries",
+    "watch_searches": "Searches for live queries, first ones and refills",
+    "watch_updates": "Differences that live queries were told",
 }

@@ -282,4 +282,9 @@ class Hosted:
             writable=int(self.bus.fault is None),
             unchanged_texts=self.collection.writer.kept.texts,
             found_texts=self.collection.writer.found.texts,
+            watches=len(self.watching),
+            watches_behind=self.watching.behind,
+            watches_passed_over=self.watching.passed_over,
+            watch_searches=self.watching.searches,
+            watch_updates=self.watching.updates,
         )

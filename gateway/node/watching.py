@@ -74,6 +74,8 @@ class Watching:
         self._ended = False
         self.passed_over = 0
         """How often commits came in faster than they were applied."""
+        self.searches = 0
+        self.updates = 0
 
     def __len__(self) -> int:
         return len(self._lives)
@@ -354,6 +356,7 @@ class Watching:
             live.first.set_result(watches.watching(live, standing.index_version, ranked, vectors))
         elif difference := standing.difference(live.number):
             live.write(watches.update(live, standing.index_version, difference, vectors))
+            self.updates += 1
             live.due = asyncio.get_running_loop().time() + live.least_pause_s
 
     def _takes(self, live: Live) -> bool:
@@ -403,6 +406,7 @@ class Watching:
         for live in list(itertools.islice(ready, _SEARCHES_AT_ONCE - self._searching)):
             del self._wanting[live]
             live.searching = True
+            self.searches += 1
             self._searching += 1
             _start(self._search(live), self._searches)
 

@@ -463,6 +463,22 @@ async def test_who_does_not_read_is_told_together_and_exactly_what_it_missed(
     assert client.ids(watch_id) == [item["id"] for item in search["results"]]
 
 
+async def test_watches_are_counted(gateway: Gateway, socket: JsonSocket, client: Watcher) -> None:
+    await fill(socket)
+    await client.watch(vector=[1, 0], k=3)
+    await client.watch(vector=[0, 1], k=3)
+    await put(socket, "new", 0.0)
+    await client.update()
+    async with aiohttp.ClientSession() as http, http.get(f"{gateway.http}/metrics") as response:
+        lines = (await response.text()).splitlines()
+    shown = {name: float(value) for name, _, value in (line.partition('{collection="m"} ') for line in lines) if value}
+    assert shown["hotindex_watches"] == 2
+    assert shown["hotindex_watches_behind"] == 0
+    assert shown["hotindex_watches_passed_over_total"] == 0
+    assert shown["hotindex_watch_searches_total"] == 2
+    assert shown["hotindex_watch_updates_total"] == 1
+
+
 async def test_commits_that_come_too_fast_are_passed_over_and_searched_for(
     gateway: Gateway, socket: JsonSocket, client: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
