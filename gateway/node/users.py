@@ -235,7 +235,7 @@ class Users:
     def _take(self, popularity: Popularity, applied: Applied) -> None:
         for event in applied.events:
             if isinstance(event, Change) and not event.document.deleted:
-                last = stored.known(event.document).last
+                last = stored.last(event.document)
                 if last is not None:
                     popularity.add(last.item_id, last.weight, last.at)
 

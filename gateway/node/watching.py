@@ -114,6 +114,7 @@ class Watching:
     def move(self, live: Live, watch: Watch, nearest: Nearest) -> None:
         """Let a trace ask for something else, which a search has found."""
         live.ticket += 1
+        live.least_ticket = live.ticket  # what is being searched for is something else
         live.watch = watch
         self._give(live, watch, nearest)
 

@@ -27,7 +27,12 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
     last: Touch | None = None
 
 
+class _Last(msgspec.Struct, frozen=True):
+    last: Touch | None = None
+
+
 _DECODER = msgspec.json.Decoder(Known)
+_LAST = msgspec.json.Decoder(_Last)
 
 
 def encode(profile: Profile, dimension: int, event: Interaction | None = None) -> State:
@@ -49,6 +54,14 @@ def known(document: Document) -> Known:
             f"the profile of user {document.id!r} has format {found.profile.format}; this version reads {profiles.FORMAT}"
         )
     return found
+
+
+def last(document: Document) -> Touch | None:
+    """Return the interaction that made a document what it is, if one did. Raises StorageUnavailable."""
+    try:
+        return _LAST.decode(document.metadata).last
+    except msgspec.MsgspecError as error:
+        raise StorageUnavailable(f"the profile of user {document.id!r} can't be read: {error}") from error
 
 
 def decode(document: Document, vector: bytes) -> Profile:
