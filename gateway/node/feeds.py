@@ -27,8 +27,8 @@ from gateway.protocol.framing import frame
 from gateway.protocol.timestamps import iso
 from gateway.push.room import Sink
 
-TRACED = 20
-"""How many of the items nearest to a profile have to stay the same, for a feed to be left alone."""
+TRACED = 10
+"""How many of the items nearest to each of those last liked have to stay the same, for a feed to be left alone."""
 
 _AT_ONCE = 2
 _RETRY_S = 1.0
@@ -48,7 +48,8 @@ class Feed:
     first: asyncio.Future[messages.Watching]
     listed: frozenset[str] = frozenset()
     told: tuple[str, ...] = ()
-    traces: list[Live] = field(default_factory=list)
+    traces: dict[bytes, Live] = field(default_factory=dict)
+    """By their queries."""
     learned: bool = False
     """Whether its profile has changed since the last push: that is told even if it changes nothing."""
     dirty: bool = False
@@ -160,7 +161,7 @@ class Feeds:
         feeds.discard(feed)
         if not feeds:
             del self._feeds[feed.ask.user_id]
-        for trace in feed.traces:
+        for trace in feed.traces.values():
             self._watching.leave(trace)
 
     def _end(self, feed: Feed) -> None:
@@ -255,16 +256,29 @@ class Feeds:
         feed.listed = listed
 
     def _trace(self, feed: Feed, near: Sequence[Near], seen: Set[str]) -> None:
-        """Have the live queries tell when what is near the profile changes."""
-        feed.traces = [trace for trace in feed.traces if not trace.closed]
-        watches = [Watch(one.query, TRACED, feed.ask.where, excluded=seen) for one in near]
-        for trace, watch, one in zip(feed.traces, watches, near, strict=False):
-            self._watching.move(trace, watch, one.nearest)
-        for watch, one in list(zip(watches, near, strict=True))[len(feed.traces) :]:
-            feed.traces.append(self._watching.trace(watch, one.nearest, partial(self._mark, feed)))
-        for trace in feed.traces[len(near) :]:
+        """Have the live queries tell when what is near the profile changes.
+
+        What traces an item still liked goes on. It may hold what was seen since, which does no more than waste a look.
+        """
+        wanted = {one.query.tobytes(): one for one in near}
+        kept, free = {}, []
+        for query, trace in feed.traces.items():
+            if query in wanted and not trace.closed:
+                kept[query] = trace
+            elif not trace.closed:
+                free.append(trace)
+        feed.traces = kept
+        for query, one in wanted.items():
+            if query in kept:
+                continue
+            watch = Watch(one.query, TRACED, feed.ask.where, excluded=seen)
+            if free:
+                feed.traces[query] = free.pop()
+                self._watching.move(feed.traces[query], watch, one.nearest)
+            else:
+                feed.traces[query] = self._watching.trace(watch, one.nearest, partial(self._mark, feed))
+        for trace in free:
             self._watching.leave(trace)
-        del feed.traces[len(near) :]
 
 
 def _watching(feed: Feed, found: Recommended) -> messages.Watching:
