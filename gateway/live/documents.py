@@ -23,6 +23,8 @@ class Documents:
         self._free: list[int] = []
         self._kept = 0
         self._by_number: list[Document | None] = []
+        self.versions: npt.NDArray[np.int64] = np.zeros(_SPARE, np.int64)
+        """By number."""
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -47,10 +49,13 @@ class Documents:
             number = self._free.pop() if self._free else len(self._by_number)
             if number == len(self._by_number):
                 self._by_number.append(None)
+                if number == len(self.versions):
+                    self.versions = np.concatenate([self.versions, np.zeros_like(self.versions)])
             self._numbers[document.id] = number
-            self._by_number[number] = document
-        elif document.index_version > self[number].index_version:
-            self._by_number[number] = document
+        elif document.index_version <= self[number].index_version:
+            return number
+        self._by_number[number] = document
+        self.versions[number] = document.version
         return number
 
     def order(self, numbers: npt.NDArray[np.int32], scores: npt.NDArray[np.float32]) -> list[int]:

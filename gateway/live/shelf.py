@@ -9,7 +9,7 @@ import numpy as np
 
 from gateway.engine import vectors
 from gateway.engine.types import Document, Hit, Metric
-from gateway.live import product
+from gateway.live import product, told
 from gateway.live.batch import Batch
 from gateway.live.documents import NOBODY, Documents
 from gateway.live.filters import Verdicts
@@ -137,9 +137,9 @@ class Shelf:
             merged, differ = merge(rows, self._documents, arrivals, Departures(at[gone], places[gone]))
             changed.append(merged[differ])
             lost = np.union1d(lost, self._short(merged))
-        told = np.unique(np.concatenate(changed))
-        told = told[~rows.waiting[told]]
-        return Affected(rows.watches[told].tolist(), rows.watches[lost].tolist())
+        to_tell = np.unique(np.concatenate(changed))
+        to_tell = to_tell[~rows.waiting[to_tell]]
+        return Affected(rows.watches[to_tell].tolist(), rows.watches[lost].tolist())
 
     def _fresh(self, batch: Batch, at: Integers, columns: Integers) -> Flags | None:
         """Tell of which columns the searches that filled these rows didn't know; None where of all."""
@@ -234,41 +234,23 @@ class Shelf:
     def answer(self, number: int) -> list[Ranked]:
         """Return the top k, and take it as told."""
         at, rows = self._places[number], self.rows
-        k = int(rows.k[at])
-        numbers = [one for one in rows.numbers[at, :k].tolist() if one != NOBODY]
-        ranked = [
-            Ranked(self._documents[one], score, rank)
-            for rank, (one, score) in enumerate(zip(numbers, rows.scores[at].tolist(), strict=False), 1)
+        self.tell([number])
+        shown = zip(rows.told_numbers[at].tolist(), rows.told_scores[at].tolist(), strict=True)
+        return [
+            Ranked(self._documents[one], score, rank) for rank, (one, score) in enumerate(shown, 1) if one != NOBODY
         ]
-        rows.told_numbers[at, :k] = rows.numbers[at, :k]
-        rows.told_scores[at, :k] = rows.scores[at, :k]
-        rows.told_versions[at, : len(ranked)] = [one.document.version for one in ranked]
-        return ranked
 
-    def difference(self, number: int) -> Difference:
-        """Return what has changed since it was told, and take it as told; nothing while the watch waits."""
-        at, rows = self._places[number], self.rows
-        if rows.waiting[at]:
-            return Difference()
-        told = {
-            one: (score, version)
-            for one, score, version in zip(
-                rows.told_numbers[at].tolist(),
-                rows.told_scores[at].tolist(),
-                rows.told_versions[at].tolist(),
-                strict=True,
-            )
-            if one != NOBODY
-        }
-        numbers = rows.numbers[at].tolist()
-        added, changed = [], []
-        for ranked, one in zip(self.answer(number), numbers, strict=False):
-            before = told.pop(one, None)
-            if before is None:
-                added.append(ranked)
-            elif before != (ranked.score, ranked.document.version):
-                changed.append(ranked)
-        return Difference(added, changed, [self._documents[one].id for one in told])
+    def differences(self, numbers: Sequence[int]) -> dict[int, Difference]:
+        """Return how top ks differ from what was told; those that don't, and those of watches that wait, are left out."""
+        at = self._at(numbers)
+        return told.differences(self.rows, self._documents, at[~self.rows.waiting[at]])
+
+    def tell(self, numbers: Sequence[int]) -> None:
+        """Take top ks as told."""
+        told.tell(self.rows, self._documents, self._at(numbers))
+
+    def _at(self, numbers: Sequence[int]) -> Integers:
+        return np.fromiter((self._places[number] for number in numbers), np.int64, len(numbers))
 
 
 def _up(score: float) -> np.float32:

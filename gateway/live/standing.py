@@ -8,7 +8,8 @@ concerns is found by one matrix product of all queries with the vectors the comm
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -151,9 +152,33 @@ class Standing:
         """Return a watch's top k, and take it as told."""
         return self._shelf_of[number].answer(number)
 
+    def differences(self, numbers: Iterable[int]) -> dict[int, Difference]:
+        """Return how the top ks of watches differ from what was told. Whoever passes them on calls `tell`.
+
+        Watches without a difference, and those that wait, are left out. Many at once cost a tenth of what they do by
+        themselves.
+        """
+        found: dict[int, Difference] = {}
+        for shelf, some in self._by_shelf(numbers):
+            found.update(shelf.differences(some))
+        return found
+
+    def tell(self, numbers: Iterable[int]) -> None:
+        """Take the present top ks of watches as told."""
+        for shelf, some in self._by_shelf(numbers):
+            shelf.tell(some)
+
     def difference(self, number: int) -> Difference:
         """Return how a watch's top k differs from what was told, and take it as told."""
-        return self._shelf_of[number].difference(number)
+        found = self.differences((number,))
+        self.tell(found)
+        return found.get(number, Difference())
+
+    def _by_shelf(self, numbers: Iterable[int]) -> Iterable[tuple[Shelf, list[int]]]:
+        shelves: defaultdict[Shelf, list[int]] = defaultdict(list)
+        for number in numbers:
+            shelves[self._shelf_of[number]].append(number)
+        return shelves.items()
 
     def apply(self, applied: Applied) -> Affected:
         """Apply the next commit; return the watches whose top k may differ, and those that are short."""

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
+import msgspec
+
 from gateway.engine.filter import Filter
 from gateway.engine.types import Document, Hit, Vector
 
@@ -50,8 +52,7 @@ class Affected:
     short: Sequence[int] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ranked:
+class Ranked(msgspec.Struct, frozen=True):
     """A document of an answer; the nearest has rank 1."""
 
     document: Document
@@ -59,8 +60,7 @@ class Ranked:
     rank: int
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
+class Difference(msgspec.Struct, frozen=True):
     """What turns the top k as last told into the present one: apply it, then sort by score, descending, and id.
 
     `changed` have another score or version than was told.

@@ -8,6 +8,7 @@ import pytest
 from gateway.engine import vectors
 from gateway.engine.filter import Filter
 from gateway.engine.types import Applied, Metric, Operation
+from gateway.live import told
 from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Affected, Difference, Nearest, Watch
 from tests.live.support import DIMENSION, Client, World, net, patch, put, remove, watch
@@ -84,6 +85,80 @@ def test_a_storm_that_ends_where_it_began_tells_nothing_but_versions(pair: Pair)
     pair.commit(put("new", 9, 0, 0, 0))
     pair.commit(remove("new"))
     assert not pair.standing.difference(number)
+
+
+def test_what_was_not_told_is_still_a_difference(pair: Pair) -> None:
+    pair.line(5)
+    number = pair.add(watch(*X, k=2))
+    pair.shown(number)
+    pair.commit(put("new", 9, 0, 0, 0))
+    found = pair.standing.differences([number])
+    assert pair.standing.differences([number]) == found
+    pair.commit(put("newer", 10, 0, 0, 0))
+    found = pair.standing.differences([number])
+    assert ids(found[number]) == (["newer", "new"], [], ["d005", "d004"])
+    pair.standing.tell([number])
+    assert pair.standing.differences([number]) == {}
+
+
+@pytest.mark.parametrize("cells", [1, 50, 1 << 18])
+def test_differences_of_many_are_those_of_each(pair: Pair, monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
+    monkeypatch.setattr(told, "_CELLS", cells)
+    pair.line(60)
+    watches = [watch(*X, k=k) for k in (1, 2, 3, 5, 6, 10, 2, 20)]
+    watches += [watch(*X, k=2, excluded=["new"]), watch(0, 1, 0, 0, k=2), replace(watch(*X, k=3), where=RED)]
+    numbers = [pair.add(one) for one in watches]
+    clients = {}
+    for number in numbers:
+        answer = pair.standing.answer(number)
+        clients[number] = Client({one.document.id: (one.score, one.document) for one in answer})
+    pair.commit(
+        put("new", 58.5, 0, 0, 0),
+        put("d059", 60.5, 0, 0, 0),
+        patch("d058", color="red"),
+        remove("d056"),
+        put("d010", 57.5, 0, 0, 0, metadata={"color": "red"}),
+    )
+    found = pair.standing.differences(numbers)
+    for number, difference in found.items():
+        clients[number].apply(difference)
+    for number, one in zip(numbers, watches, strict=True):
+        assert clients[number].top() == pair.world.top(one)
+    assert numbers[9] not in found, "what stays below its floor is no difference"
+    assert ids(found[numbers[1]]) == ([], ["d059"], [])
+    assert ids(found[numbers[3]]) == (["new", "d010"], ["d059", "d058"], ["d057", "d056"])
+    assert [one.rank for one in found[numbers[3]].changed] == [1, 4]
+
+
+def test_beyond_k_nothing_is_told_though_the_shelf_has_room(pair: Pair) -> None:
+    pair.line(9)
+    number = pair.add(watch(*X, k=3))
+    pair.shown(number)
+    pair.commit(patch("d006", color="red"), put("low", 6.5, 0, 0, 0), remove("d005"))
+    assert pair.standing.differences([number]) == {}
+    pair.commit(remove("d008"))
+    assert ids(pair.standing.differences([number])[number]) == (["low"], [], ["d008"])
+
+
+def test_who_waits_is_left_out_of_the_differences_of_many(pair: Pair) -> None:
+    pair.line(40)
+    short, other = pair.add(watch(*X, k=5)), pair.add(watch(-1, 0, 0, 0, k=5))
+    for number in (short, other):
+        pair.shown(number)
+    pair.commit(*(remove(f"d{score:03}") for score in range(40, 28, -1)), patch("d001", color="red"))
+    assert pair.standing.waits(short)
+    assert list(pair.standing.differences([short, other])) == [other]
+
+
+def test_versions_are_known_of_any_number_of_documents(pair: Pair) -> None:
+    pair.line(40)
+    numbers = [pair.add(watch(*X, k=2)) for _ in range(2)]
+    for start in range(0, 12_000, 2000):
+        pair.commit(*(put(f"e{one:05}", 100 + one, 0, 0, 0) for one in range(start, start + 2000)))
+    pair.standing.tell(numbers)
+    pair.commit(patch("e11999", color="red"))
+    for number in numbers:
+        assert ids(pair.standing.differences(numbers)[number]) == ([], ["e11999"], [])
 
 
 def test_a_document_made_again_between_two_differences_has_changed(pair: Pair) -> None:

@@ -204,6 +204,24 @@ class StandingMachine(RuleBasedStateMachine):
                 follower.client.apply(self.standing.difference(follower.number))
                 follower.dirty = False
 
+    @rule(seed=seeds, share=st.sampled_from([0.5, 1.0]))
+    def tell_some(self, seed: int, share: float) -> None:
+        """Differences of all at once; those that their clients don't take are still there afterwards."""
+        rng = random.Random(seed)
+        found = self.standing.differences(follower.number for follower in self.followers)
+        assert all(found.values())
+        taken = {number: difference for number, difference in found.items() if rng.random() < share}
+        self.standing.tell(taken)
+        for follower in self.followers:
+            waits = self.standing.waits(follower.number)
+            assert not (waits and follower.number in found)
+            if follower.number in taken:
+                follower.client.apply(taken[follower.number])
+            if not waits:
+                follower.dirty = follower.number in found and follower.number not in taken
+        left = {number: difference for number, difference in found.items() if number not in taken}
+        assert self.standing.differences(follower.number for follower in self.followers) == left
+
     @invariant()
     def answers_equal_comparing_with_everything(self) -> None:
         for follower in self.followers:
