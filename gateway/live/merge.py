@@ -91,8 +91,12 @@ def _merge(rows: Rows, documents: Documents, part: Integers, arrivals: Arrivals,
 def _settle(numbers: Numbers, scores: Floats, documents: Documents) -> None:
     """Bring documents that score the same into the order of their ids."""
     equal = (scores[:, 1:] == scores[:, :-1]) & (numbers[:, 1:] != NOBODY)
-    for row in np.flatnonzero(equal.any(axis=1)).tolist():
-        filled = int(np.count_nonzero(numbers[row] != NOBODY))
-        order = documents.order(numbers[row, :filled], scores[row, :filled])
-        numbers[row, :filled] = numbers[row, order]
-        scores[row, :filled] = scores[row, order]
+    rows, places = np.nonzero(equal)
+    if not len(rows):
+        return
+    apart = (rows[1:] != rows[:-1]) | (places[1:] != places[:-1] + 1)
+    firsts = np.flatnonzero(np.concatenate([[True], apart]))
+    lasts = np.flatnonzero(np.concatenate([apart, [True]]))
+    for row, first, last in zip(rows[firsts].tolist(), places[firsts].tolist(), places[lasts].tolist(), strict=True):
+        run = slice(first, last + 2)
+        numbers[row, run] = sorted(numbers[row, run].tolist(), key=lambda number: documents[number].id)

@@ -43,18 +43,18 @@ def differences(rows: Rows, documents: Documents, at: Integers) -> dict[int, Dif
 def _differences(rows: Rows, documents: Documents, at: Integers) -> Iterator[tuple[int, Difference]]:
     now, before = shown(rows, at), rows.told_numbers[at]
     scores = rows.scores[at, : now.shape[1]]
-    same = (now[:, :, np.newaxis] == before[:, np.newaxis, :]) & (now != NOBODY)[:, :, np.newaxis]
-    kept = same.any(axis=2)
-    place = same.argmax(axis=2)
-    changed = scores != np.take_along_axis(rows.told_scores[at], place, 1)
-    changed |= documents.versions[now] != np.take_along_axis(rows.told_versions[at], place, 1)
-    added: Flags = (now != NOBODY) & ~kept
+    there = now != NOBODY
+    same = now[:, :, np.newaxis] == before[:, np.newaxis, :]
+    was = at[:, np.newaxis], same.argmax(axis=2)
+    kept = there & (rows.told_numbers[was] == now)
+    changed: Flags = kept & ((rows.told_scores[was] != scores) | (rows.told_versions[was] != documents.versions[now]))
+    added: Flags = there & ~kept
     removed: Flags = (before != NOBODY) & ~same.any(axis=1)
 
     parts: defaultdict[int, tuple[list[Ranked], list[Ranked], list[str]]] = defaultdict(lambda: ([], [], []))
     for row, one in _ranked(documents, now, scores, added):
         parts[row][0].append(one)
-    for row, one in _ranked(documents, now, scores, changed & kept):
+    for row, one in _ranked(documents, now, scores, changed):
         parts[row][1].append(one)
     for row, number in zip(np.nonzero(removed)[0].tolist(), before[removed].tolist(), strict=True):
         parts[row][2].append(documents[number].id)
