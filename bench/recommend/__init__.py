@@ -1,12 +1,14 @@
 """Recommendations on real ratings in order of time: each positive one is predicted from what came before, then learned.
 
-Ratings of 7 and more are positive. The first fifth only teaches; on what follows, up to three fifths, the values were
-chosen (`python -m bench.recommend.tune`), and the baseline's too; figures are of the last two fifths. Predicted are ratings
-of users who rated something before. Candidates are all movies, with the vectors `hotindex serve` makes by default.
+Ratings of 7 and more are positive. The first fifth only teaches; on what follows, up to three fifths, weights were learned
+(`python -m bench.recommend.tune`), and the baseline's values chosen; figures are of the last two fifths. Predicted are
+ratings of users who rated something before, as of the moment they rate. Candidates are all movies, with the vectors
+`hotindex serve` makes by default.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -24,7 +26,15 @@ BASELINES = ("popular", "last item's nearest")
 OURS = "hotindex"
 INTERACTIONS = 2_000
 LIVE_MS = 2.0
-_GROUPS = ((0, 0), (1, 2), (3, 8), (9, 10_000))
+_GROUPS: dict[str, Callable[[Outcome], bool]] = {
+    "within an hour of the last rating": lambda one: one.since_s < 3_600,
+    "an hour to a day after": lambda one: 3_600 <= one.since_s < 86_400,
+    "a day after or later": lambda one: 86_400 <= one.since_s < math.inf,
+    "with 1 or 2 ratings before": lambda one: 1 <= one.known <= 2,
+    "with 3 to 8": lambda one: 3 <= one.known <= 8,
+    "with 9 or more": lambda one: one.known >= 9,
+    "with none": lambda one: not one.known,
+}
 
 
 def split(count: int) -> tuple[int, int]:
@@ -53,7 +63,7 @@ def run(seed: int, scale: float) -> Report:
         ("", "predictions", "hit rate@10", "NDCG@10", "hotindex' margin: hit rate", "NDCG"),
     )
     _known(report, {name: [one for one in found if one.known] for name, found in outcomes.items()}, seed)
-    _by_history(report, outcomes)
+    _by_group(report, outcomes)
     _live(report, live.measure(catalogue, used, round(INTERACTIONS * min(1.0, scale)), seed))
     return report
 
@@ -75,17 +85,13 @@ def _known(report: Report, outcomes: dict[str, list[Outcome]], seed: int) -> Non
         report.results.append(fact)
 
 
-def _by_history(report: Report, outcomes: dict[str, list[Outcome]]) -> None:
-    for low, high in _GROUPS:
+def _by_group(report: Report, outcomes: dict[str, list[Outcome]]) -> None:
+    for group, belongs in _GROUPS.items():
         for name, found in outcomes.items():
-            part = [one for one in found if low <= one.known <= high]
+            part = [one for one in found if belongs(one)]
             means = {metric: mean(part, metric) for metric in METRICS}
-            shown = f"{low}" if low == high else f"{low} to {high}" if high < _GROUPS[-1][1] else f"{low} or more"
-            report.rows.append(
-                (f"{name}, after {shown} ratings", str(len(part)), *(f"{value:.4f}" for value in means.values()))
-            )
-            fact = {"section": "by history", "name": name, "known": [low, high], "count": len(part), **means}
-            report.results.append(fact)
+            report.rows.append((f"{name}, {group}", str(len(part)), *(f"{value:.4f}" for value in means.values())))
+            report.results.append({"section": "groups", "name": name, "group": group, "count": len(part), **means})
 
 
 def _live(report: Report, steps: dict[str, Percentiles]) -> None:

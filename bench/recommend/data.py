@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from importlib.resources import files
 
@@ -14,9 +15,12 @@ import numpy.typing as npt
 from gateway.demo import data
 from gateway.embed.local import LocalModel
 from gateway.engine.text import build_text
-from gateway.users.ranking import NEAREST, Matrix
+from gateway.users.actions import VOCABULARY
+from gateway.users.profile import Interaction
+from gateway.users.ranking import Candidates, Matrix
 
 _POSITIVE = 7
+_NEAREST = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +39,11 @@ class Rating:
 
 @dataclass(slots=True)
 class Catalogue:
-    """All movies; `vectors` has rows of unit length."""
+    """All movies; `vectors` has rows of unit length, `years` what each is from (nan where that isn't known)."""
 
     ids: list[str]
     vectors: Matrix
+    years: Matrix
     rows: dict[str, int] = field(init=False)
     _nearest: dict[bytes, npt.NDArray[np.intp]] = field(default_factory=dict)
 
@@ -49,15 +54,29 @@ class Catalogue:
     def load(cls) -> Catalogue:
         """Embed all movies as `hotindex serve` does: name, category and tags, by the local model."""
         movies = data.movies()
-        texts = [build_text(dict(movie.metadata or {})) for movie in movies]
-        return cls([movie.id for movie in movies], asyncio.run(_embed(texts)))
+        described = [dict(movie.metadata or {}) for movie in movies]
+        vectors = asyncio.run(_embed([build_text(one) for one in described]))
+        years = np.array([one.get("year", np.nan) for one in described], np.float32)
+        return cls([movie.id for movie in movies], vectors, years)
+
+    def candidates(self, rows: Collection[int], seen: Collection[str]) -> Candidates:
+        """Return those of `rows` that weren't seen."""
+        left = sorted(row for row in rows if self.ids[row] not in seen)
+        return Candidates([self.ids[row] for row in left], self.vectors[left], self.years[left])
+
+    def event(self, rating: Rating, at: int | None = None) -> Interaction:
+        """Return the interaction that a rating is; `at` is when, if not when it was."""
+        row = rating.item
+        year = None if np.isnan(self.years[row]) else float(self.years[row])
+        weight = VOCABULARY.weigh("rate", rating.value).weight
+        return Interaction(self.ids[row], weight, at or rating.at, self.vectors[row], year=year)
 
     def nearest(self, vector: Matrix) -> npt.NDArray[np.intp]:
-        """Return the rows of the nearest movies, exactly, nearest first."""
+        """Return the rows of the 100 nearest movies, exactly, nearest first."""
         key = vector.tobytes()
         if key not in self._nearest:
             scores = self.vectors @ vector
-            found = np.argpartition(-scores, NEAREST)[:NEAREST]
+            found = np.argpartition(-scores, _NEAREST)[:_NEAREST]
             self._nearest[key] = found[np.argsort(-scores[found], kind="stable")]
         return self._nearest[key]
 

@@ -19,7 +19,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of one prediction. `known` is how many ratings of the user came before.
+    """Of one prediction. `known` is how many ratings of the user came before, `since_s` how long ago the last was.
 
     `rank` counts from 0; None is not in the list.
     """
@@ -27,6 +27,7 @@ class Outcome:
     user: str
     known: int
     rank: int | None
+    since_s: float = math.inf
 
     @property
     def hit(self) -> float:
@@ -57,13 +58,16 @@ def replay(recommender: Recommender, ratings: Sequence[Rating], first: int) -> l
     """Learn all ratings in order; before each positive one from position `first` on, predict it."""
     outcomes: list[Outcome] = []
     known: Counter[str] = Counter()
+    last: dict[str, int] = {}
     for position, rating in enumerate(ratings):
         if position >= first and rating.positive:
             found = recommender.recommend(rating.user, rating.at)
             rank = found.index(rating.item) if rating.item in found else None
-            outcomes.append(Outcome(rating.user, known[rating.user], rank))
+            since_s = (rating.at - last.get(rating.user, -math.inf)) / 1e6
+            outcomes.append(Outcome(rating.user, known[rating.user], rank, since_s))
         recommender.learn(rating)
         known[rating.user] += 1
+        last[rating.user] = rating.at
     return outcomes
 
 

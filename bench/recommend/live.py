@@ -1,6 +1,6 @@
 """What recommendations cost where they are computed: after an interaction of a user, on one core.
 
-From the interaction with its item's vector to ten ids: count it, learn it, ask the graph what is near, blend, choose. The
+From the interaction with its item's vector to ten ids: count it, learn it, ask the graph what is near, score, choose. The
 vectors of what is popular are at hand; those of what is near come from a table, where the gateway takes them from the hits.
 """
 
@@ -22,10 +22,9 @@ from gateway.engine.graph import Graph
 from gateway.engine.types import Spec
 from gateway.users import profile as profiles
 from gateway.users import ranking
-from gateway.users.actions import VOCABULARY
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Interaction, Profile
-from gateway.users.ranking import NEAREST, POPULAR, Candidates
+from gateway.users.ranking import NEAREST, POPULAR
 
 WHOLE = "an interaction"
 _EF = 128
@@ -38,7 +37,7 @@ def measure(catalogue: Catalogue, ratings: Sequence[Rating], count: int, seed: i
     popularity = Popularity()
     users: dict[str, Profile] = defaultdict(lambda: profiles.EMPTY)
     for rating in ratings:
-        event = _event(catalogue, rating, rating.at)
+        event = catalogue.event(rating)
         popularity.add(event.item_id, event.weight, event.at)
         users[rating.user] = profiles.learn(users[rating.user], event)
     now = ratings[-1].at
@@ -48,13 +47,8 @@ def measure(catalogue: Catalogue, ratings: Sequence[Rating], count: int, seed: i
         for position in drawn.tolist():
             rating = ratings[position]
             now += 1
-            _interaction(catalogue, graph, popularity, users[rating.user], _event(catalogue, rating, now), steps)
+            _interaction(catalogue, graph, popularity, users[rating.user], catalogue.event(rating, now), steps)
     return {name: Percentiles.of(times) for name, times in steps.items()}
-
-
-def _event(catalogue: Catalogue, rating: Rating, at: int) -> Interaction:
-    weight = VOCABULARY.weigh("rate", rating.value).weight
-    return Interaction(catalogue.ids[rating.item], weight, at, catalogue.vectors[rating.item])
 
 
 def _interaction(
@@ -69,22 +63,19 @@ def _interaction(
     popularity.add(event.item_id, event.weight, event.at)
     profile = profiles.learn(profile, event)
     learned = time.perf_counter()
-    popular = dict(popularity.top(POPULAR, event.at))
+    popular = popularity.top(POPULAR, event.at)
     listed = time.perf_counter()
     found = [graph.search(anchor, NEAREST, _EF)[0] for anchor in ranking.anchors(profile)]
     searched = time.perf_counter()
-    rows = list({*(catalogue.rows[one] for one in popular), *(row for labels in found for row in labels.tolist())})
-    ids = [catalogue.ids[row] for row in rows]
-    counts = np.array([popular.get(one) or popularity.count(one, event.at) for one in ids], np.float32)
-    vectors = catalogue.vectors[rows]
-    own = ranking.apart(profile, popularity)
-    scores = ranking.blend(profile, Candidates(ids, vectors, counts), event.at, own)
-    ranking.diversify(ids, vectors, scores, ranking.LAMBDA, K)
+    rows = {*(catalogue.rows[one] for one, _ in popular), *(row for labels in found for row in labels.tolist())}
+    candidates = catalogue.candidates(rows, profiles.seen(profile, event.at))
+    scores = ranking.scores(profile, candidates, popularity, event.at)
+    ranking.diversify(candidates.ids, candidates.vectors, scores, ranking.LAMBDA, K)
     done = time.perf_counter()
     steps["count and learn it"].append(learned - began)
     steps["list what is popular"].append(listed - learned)
     steps["find what is near"].append(searched - listed)
-    steps["blend and choose"].append(done - searched)
+    steps["score and choose"].append(done - searched)
     steps[WHOLE].append(done - began)
 
 

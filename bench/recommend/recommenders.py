@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
 from typing import Protocol
 
-import numpy as np
-
 from bench.recommend.data import Catalogue, Rating
+from bench.recommend.learning import Example
 from gateway.users import profile as profiles
 from gateway.users import ranking
-from gateway.users.actions import VOCABULARY, Scale, Vocabulary
+from gateway.users.actions import Scale
+from gateway.users.mixture import WEIGHTS, Weights
 from gateway.users.popularity import Attention, Popularity
-from gateway.users.profile import Interaction, Memory, Profile
-from gateway.users.ranking import Candidates, Mixture
+from gateway.users.profile import Profile
+from gateway.users.ranking import Candidates
 
 K = 10
 
@@ -26,46 +25,44 @@ class Recommender(Protocol):
     def learn(self, rating: Rating) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Values:
-    """What was chosen on the earlier part of the ratings, together: the package's defaults."""
-
-    memory: Memory = profiles.MEMORY
-    mixture: Mixture = ranking.MIXTURE
-    attention: Attention = field(default_factory=Attention)
-    scale: Scale = field(default_factory=Scale)
-    lambda_: float = ranking.LAMBDA
-
-
 class Hotindex:
-    """Profile and popularity, blended, as the gateway computes it after each interaction."""
+    """Profile and popularity, mixed, as the gateway computes it."""
 
-    def __init__(self, catalogue: Catalogue, values: Values | None = None) -> None:
+    def __init__(self, catalogue: Catalogue, weights: Weights = WEIGHTS) -> None:
         self._catalogue = catalogue
-        self._values = values or Values()
-        self._popularity = Popularity(self._values.attention)
+        self._weights = weights
+        self._popularity = Popularity()
         self._profiles: dict[str, Profile] = defaultdict(lambda: profiles.EMPTY)
 
     def recommend(self, user: str, now: int) -> list[int]:
-        values = self._values
         profile = self._profiles[user]
-        popular = dict(self._popularity.top(ranking.POPULAR, now))
-        near = [self._catalogue.nearest(anchor) for anchor in ranking.anchors(profile, values.mixture)]
-        rows = sorted({*(self._catalogue.rows[one] for one in popular), *(int(row) for found in near for row in found)})
-        ids = [self._catalogue.ids[row] for row in rows]
-        counts = np.array([popular.get(one) or self._popularity.count(one, now) for one in ids], np.float32)
-        vectors = self._catalogue.vectors[rows]
-        own = ranking.apart(profile, self._popularity, values.mixture)
-        scores = ranking.blend(profile, Candidates(ids, vectors, counts), now, own, values.mixture, values.memory)
-        chosen = ranking.diversify(ids, vectors, scores, values.lambda_, K)
+        candidates = self._candidates(profile, now)
+        scores = ranking.scores(profile, candidates, self._popularity, now, self._weights)
+        chosen = ranking.diversify(candidates.ids, candidates.vectors, scores, ranking.LAMBDA, K)
         return [self._catalogue.rows[one] for one in chosen]
 
     def learn(self, rating: Rating) -> None:
-        item_id = self._catalogue.ids[rating.item]
-        action = Vocabulary(scale=self._values.scale).weigh("rate", rating.value)
-        event = Interaction(item_id, action.weight, rating.at, self._catalogue.vectors[rating.item])
-        self._profiles[rating.user] = profiles.learn(self._profiles[rating.user], event, self._values.memory)
-        self._popularity.add(item_id, action.weight, rating.at)
+        event = self._catalogue.event(rating)
+        self._profiles[rating.user] = profiles.learn(self._profiles[rating.user], event)
+        self._popularity.add(event.item_id, event.weight, rating.at)
+
+    def example(self, rating: Rating, position: int) -> Example | None:
+        """Return what weights can learn from a rating before it is learned; None where it is nothing."""
+        profile = self._profiles[rating.user]
+        event = self._catalogue.event(rating)
+        if event.weight <= 0 or not ranking.anchors(profile):
+            return None
+        candidates = self._candidates(profile, rating.at)
+        if event.item_id not in candidates.ids:
+            return None
+        features = ranking.features(profile, candidates, self._popularity, rating.at)
+        return Example(position, features, candidates.ids.index(event.item_id), event.weight)
+
+    def _candidates(self, profile: Profile, now: int) -> Candidates:
+        popular = (self._catalogue.rows[one] for one, _ in self._popularity.top(ranking.POPULAR, now))
+        near = [self._catalogue.nearest(anchor)[: ranking.NEAREST] for anchor in ranking.anchors(profile)]
+        rows = {*popular, *(row for found in near for row in found.tolist())}
+        return self._catalogue.candidates(rows, profiles.seen(profile, now))
 
 
 class ProfileAlone:
@@ -84,10 +81,7 @@ class ProfileAlone:
         return _unseen(self._catalogue, direction, seen)
 
     def learn(self, rating: Rating) -> None:
-        weight = VOCABULARY.weigh("rate", rating.value).weight
-        vector = self._catalogue.vectors[rating.item]
-        event = Interaction(self._catalogue.ids[rating.item], weight, rating.at, vector)
-        self._profiles[rating.user] = profiles.learn(self._profiles[rating.user], event)
+        self._profiles[rating.user] = profiles.learn(self._profiles[rating.user], self._catalogue.event(rating))
 
 
 class Popular:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gateway.engine.types import Document, Done, Put, Write
 from gateway.errors import Conflict, HotindexError, InvalidArgument, NotFound
-from gateway.node.users import Users
+from gateway.node.users import Users, item_year
 from gateway.protocol import checks, messages
 from gateway.protocol.messages import JsonObject
 from gateway.users.actions import Vocabulary
@@ -85,6 +85,7 @@ async def learn(place: Place, users: Users, event: Event) -> Done:
         np.frombuffer(vector, np.float32),
         category if isinstance(category, str) else None,
         event.seen,
+        item_year(document),
     )
     return await users.learn(event.user_id, interaction, event.event_id)
 

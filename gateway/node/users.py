@@ -8,10 +8,11 @@ all profiles once after a start; nothing that is recommended is kept.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import numpy as np
@@ -43,15 +44,22 @@ from gateway.users import profile as profiles
 from gateway.users import ranking, stored
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Interaction, Memory, Profile
-from gateway.users.ranking import Candidates
+from gateway.users.ranking import NEAREST, Candidates
+from gateway.users.stored import NOBODY, Known
 
 _T = TypeVar("_T")
 _PAGE = 2048
 _LATEST = 1000
 """Of a collection's latest changes, new items are looked for among so many after a start."""
 
-NEAREST = 60
 _EF = 128
+
+
+class _Dated(msgspec.Struct):
+    year: Any = None
+
+
+_YEAR = msgspec.json.Decoder(_Dated)
 
 
 class Home(Protocol):
@@ -187,7 +195,7 @@ class Users:
         if companion is not None:
             found = await companion.read(partial(companion.collection.get, user_id, include_vector=True))
             if found is not None and found[1] is not None:
-                return found[0], stored.decode(found[0], found[1])
+                return found[0], stored.decode(found[0], found[1]).profile
         raise NotFound(f"nothing is known of user {user_id!r} here", field="user_id")
 
     async def recommend(self, ask: Ask) -> Recommended:
@@ -195,11 +203,12 @@ class Users:
         companion = await self._companion(False)
         popularity = await self._counted(companion)
         now = self._now()
-        counts = dict(popularity.top(ranking.POPULAR if ask.where is None else len(popularity), now))
+        limit = max(ranking.POPULAR, 2 * ask.k) if ask.where is None else popularity.capacity
+        popular = [item_id for item_id, _ in popularity.top(limit, now)]
         generation = self._shelf.generation
-        shelf = {item_id: self._shelf.items[item_id] for item_id in counts if item_id in self._shelf.items}
+        shelf = {item_id: self._shelf.items[item_id] for item_id in popular if item_id in self._shelf.items}
         search = _Search(self._home.collection, _collection(companion), self.memory, ask, now)
-        found, loaded = await self._home.read(partial(search.run, counts, shelf, popularity))
+        found, loaded = await self._home.read(partial(search.run, popular, shelf, popularity))
         self._shelf.put(loaded, generation, popularity.capacity)
         return found
 
@@ -235,9 +244,8 @@ class Users:
     def _take(self, popularity: Popularity, applied: Applied) -> None:
         for event in applied.events:
             if isinstance(event, Change) and not event.document.deleted:
-                last = stored.last(event.document)
-                if last is not None:
-                    popularity.add(last.item_id, last.weight, last.at)
+                for touch in stored.touched(event.document)[:1]:
+                    popularity.add(touch.item_id, touch.weight, touch.at)
 
     def _items_changed(self, applied: Applied) -> None:
         if self._popularity is None:
@@ -262,13 +270,13 @@ class _Search:
     now: int
 
     def run(
-        self, counts: dict[str, float], shelf: dict[str, tuple[Document, Vector]], popularity: Popularity
+        self, popular: Sequence[str], shelf: dict[str, tuple[Document, Vector]], popularity: Popularity
     ) -> tuple[Recommended, dict[str, tuple[Document, Vector]]]:
         """Return what is recommended, and what had to be read of popular items."""
         version, profile = self._profile()
         seen = profiles.seen(profile, self.now, self.memory)
         near = self._near(profile, seen)
-        loaded = self._load([item_id for item_id in counts if item_id not in shelf])
+        loaded = self._load([item_id for item_id in popular if item_id not in shelf])
         found = {
             item_id: (document, vector)
             for item_id, (document, vector) in {**shelf, **loaded}.items()
@@ -278,7 +286,7 @@ class _Search:
             for hit in one.nearest.hits:
                 assert hit.vector is not None, "it was asked for"
                 found.setdefault(hit.document.id, (hit.document, np.frombuffer(hit.vector, np.float32)))
-        chosen = self._choose(profile, found, counts, popularity)
+        chosen = self._choose(profile, found, popularity)
         index_version = max((one.nearest.index_version for one in near), default=self.items.index_version)
         return Recommended(index_version, version, chosen, near, seen), loaded
 
@@ -286,16 +294,14 @@ class _Search:
         self,
         profile: Profile,
         found: dict[str, tuple[Document, Vector]],
-        counts: dict[str, float],
         popularity: Popularity,
     ) -> tuple[Hit, ...]:
         ids = sorted(found)
         if not ids:
             return ()
         matrix = _units(np.stack([found[one][1] for one in ids]))
-        counted = np.array([counts.get(one, 0.0) for one in ids], np.float32)
-        own = ranking.apart(profile, popularity)
-        scores = ranking.blend(profile, Candidates(ids, matrix, counted), self.now, own, memory=self.memory)
+        years = np.array([item_year(found[one][0]) or math.nan for one in ids], np.float32)
+        scores = ranking.scores(profile, Candidates(ids, matrix, years), popularity, self.now, memory=self.memory)
         lambda_ = ranking.LAMBDA if self.ask.diversity is None else 1 - self.ask.diversity
         score_of = dict(zip(ids, scores.tolist(), strict=True))
         chosen = ranking.diversify(ids, matrix, scores, lambda_, self.ask.k)
@@ -307,7 +313,7 @@ class _Search:
         found = self.users and self.users.get(self.ask.user_id, include_vector=True)
         if not found or found[1] is None:
             return 0, profiles.EMPTY
-        return found[0].version, stored.decode(found[0], found[1])
+        return found[0].version, stored.decode(found[0], found[1]).profile
 
     def _near(self, profile: Profile, seen: frozenset[str]) -> tuple[Near, ...]:
         anchors = ranking.anchors(profile)
@@ -337,16 +343,22 @@ def _collection(home: Home | None) -> Collection | None:
 def _learned(
     event: Interaction, memory: Memory, dimension: int, document: Document | None, vector: bytes | None
 ) -> State:
-    profile = profiles.learn(_decoded(document, vector), event, memory)
-    return stored.encode(profile, dimension, event)
+    return stored.encode(stored.learned(_known(document, vector), event, memory), dimension)
 
 
 def _placed(placed: Vector, at: int, document: Document | None, vector: bytes | None) -> State:
-    return stored.encode(profiles.placed(_decoded(document, vector), placed, at), len(placed))
+    known = _known(document, vector)
+    return stored.encode(Known(profiles.placed(known.profile, placed, at), known.touched), len(placed))
 
 
-def _decoded(document: Document | None, vector: bytes | None) -> Profile:
-    return stored.decode(document, vector) if document is not None and vector is not None else profiles.EMPTY
+def _known(document: Document | None, vector: bytes | None) -> Known:
+    return NOBODY if document is None or vector is None else stored.decode(document, vector)
+
+
+def item_year(document: Document) -> float | None:
+    """Return the year that an item's metadata say it is from."""
+    year = _YEAR.decode(document.metadata).year
+    return float(year) if isinstance(year, int | float) and 0 < year < math.inf else None
 
 
 def _units(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -372,7 +384,7 @@ def _count(items: Collection, users: Collection | None) -> tuple[Popularity, int
             page = users.changes(Span(0, through, head), _PAGE)
             for change in page.changes:
                 if not change.document.deleted:
-                    for touch in stored.known(change.document).profile.recent:
+                    for touch in stored.touched(change.document):
                         popularity.add(touch.item_id, touch.weight, touch.at)
             through, more = page.through, page.more
     return popularity, through

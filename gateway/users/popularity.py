@@ -7,26 +7,16 @@ instead of all that is there shrinking, so that an event costs one addition, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 
-import msgspec
 import numpy as np
+import numpy.typing as npt
 
-from gateway.errors import StorageUnavailable
-
-FORMAT = 1
 _US = 1e6
 _LONGEST_EXPONENT = 64.0
 """In times of tau, before the counts are brought back to a new landmark."""
-
-
-class _Stored(msgspec.Struct, frozen=True, array_like=True):
-    format: int
-    landmark: int
-    counts: dict[str, float]
-    arrived: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,38 +73,23 @@ class Popularity:
         """Return what the item counts as of `now`."""
         return self._counts.get(item_id, 0.0) * self._shrink(now) + self._novelty(item_id, now)
 
+    def counts(self, item_ids: Sequence[str], now: int) -> npt.NDArray[np.float64]:
+        """Return what each item counts as of `now`."""
+        grown = np.fromiter((self._counts.get(item_id, 0.0) for item_id in item_ids), np.float64, len(item_ids))
+        counted = grown * self._shrink(now)
+        if not self._arrived.keys().isdisjoint(item_ids):
+            counted += [self._novelty(item_id, now) for item_id in item_ids]
+        return counted
+
     def top(self, limit: int, now: int) -> list[tuple[str, float]]:
         """Return the items that count most as of `now`, with their counts, largest first (ties by id)."""
-        shrink = self._shrink(now)
-        least = self._least_of(limit)
-        found = {item_id: counted * shrink for item_id, counted in self._counts.items() if counted >= least}
+        counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
+        least = np.partition(counts, -limit)[-limit] if 0 < limit < len(counts) else 0.0
+        ids, shrink = list(self._counts), self._shrink(now)
+        found = {ids[i]: float(counts[i]) * shrink for i in np.flatnonzero(counts >= least).tolist()}
         for item_id in self._arrived:
             found[item_id] = self.count(item_id, now)
         return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
-
-    def shares(self, item_ids: Iterable[str]) -> list[float]:
-        """Return each item's share of all that was counted: all decay alike, so it is the same at any time."""
-        total = sum(self._counts.values())
-        return [self._counts.get(item_id, 0.0) / total if total else 0.0 for item_id in item_ids]
-
-    def encode(self) -> bytes:
-        """Return the form that is stored."""
-        return msgspec.msgpack.encode(_Stored(FORMAT, self._landmark or 0, self._counts, self._arrived))
-
-    @classmethod
-    def decode(cls, stored: bytes, attention: Attention | None = None) -> Popularity:
-        """Return what was stored. Raises StorageUnavailable where it is damaged, or of another format."""
-        try:
-            found = msgspec.msgpack.decode(stored, type=_Stored)
-        except msgspec.MsgspecError as error:
-            raise StorageUnavailable(f"popularity can't be read: {error}") from error
-        if found.format != FORMAT:
-            raise StorageUnavailable(f"popularity has format {found.format}; this version reads {FORMAT}")
-        popularity = cls(attention)
-        popularity._landmark = found.landmark or None
-        popularity._counts = found.counts
-        popularity._arrived = found.arrived
-        return popularity
 
     def _growth(self, at: int) -> float:
         if self._landmark is None:
@@ -141,13 +116,6 @@ class Popularity:
 
     def _ages(self, span_us: int) -> float:
         return span_us / (self._attention.tau_s * _US)
-
-    def _least_of(self, limit: int) -> float:
-        """Return the smallest of the `limit` largest counts."""
-        if not 0 < limit < len(self._counts):
-            return 0.0
-        counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
-        return float(np.partition(counts, -limit)[-limit])
 
     def _shed(self) -> None:
         surplus = max(1, self._attention.capacity // 5)

@@ -23,7 +23,7 @@ import numpy as np
 
 from gateway.engine.types import Metric, Vector
 from gateway.engine.vectors import comparable
-from gateway.errors import InvalidVector, StorageUnavailable
+from gateway.errors import InvalidVector
 
 DAY_S = 86_400.0
 FORMAT = 1
@@ -36,7 +36,8 @@ class Interaction(msgspec.Struct, frozen=True, eq=False):
     """That a user had to do with an item.
 
     `at` is in microseconds since the epoch, and not in the future: one from there would age all that comes after it.
-    `vector` is the item's, of any length; None where it isn't known, or shouldn't move the profile.
+    `vector` is the item's, of any length; None where it isn't known, or shouldn't move the profile. `year` is the one the
+    item is from.
     """
 
     item_id: str
@@ -45,6 +46,7 @@ class Interaction(msgspec.Struct, frozen=True, eq=False):
     vector: Vector | None = None
     category: str | None = None
     seen: bool = True
+    year: float | None = None
 
 
 class Recent(msgspec.Struct, frozen=True, array_like=True):
@@ -54,6 +56,7 @@ class Recent(msgspec.Struct, frozen=True, array_like=True):
     weight: float
     at: int
     vector: bytes
+    year: float | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, array_like=True):
@@ -148,9 +151,9 @@ def evidence(profile: Profile, now: int, memory: Memory = MEMORY) -> float:
     return profile.evidence * _decay(max(0, now - profile.at), memory.tau_s)
 
 
-def liked(profile: Profile, count: int) -> list[Vector]:
-    """Return the unit vectors of the latest items that were spoken for, newest first, at most `count`."""
-    return [np.frombuffer(one.vector, np.float32) for one in profile.recent if one.weight > 0][:count]
+def liked(profile: Profile) -> list[Vector]:
+    """Return the unit vectors of the latest items that were spoken for, newest first."""
+    return [np.frombuffer(one.vector, np.float32) for one in profile.recent if one.weight > 0]
 
 
 def affinities(profile: Profile) -> dict[str, float]:
@@ -158,28 +161,6 @@ def affinities(profile: Profile) -> dict[str, float]:
     total = sum(map(abs, profile.categories.values()))
     ordered = sorted(profile.categories.items(), key=lambda pair: (-pair[1], pair[0]))
     return {category: weight / total for category, weight in ordered if weight > 0}
-
-
-def encode(profile: Profile) -> bytes:
-    """Return the form that is stored."""
-    return msgspec.msgpack.encode(profile)
-
-
-def decode(stored: bytes) -> Profile:
-    """Return the profile that was stored. Raises StorageUnavailable where it is damaged, or of another format."""
-    try:
-        profile = _DECODER.decode(stored)
-    except msgspec.MsgspecError as error:
-        raise StorageUnavailable(f"a user's profile can't be read: {error}") from error
-    if profile.format != FORMAT:
-        raise StorageUnavailable(f"a user's profile has format {profile.format}; this version reads {FORMAT}")
-    vectors = (profile.vector, *(one.vector for one in profile.recent))
-    if any(len(vector) % 4 or not np.isfinite(np.frombuffer(vector, np.float32)).all() for vector in vectors):
-        raise StorageUnavailable("a user's profile can't be read: a vector of it is damaged")
-    return profile
-
-
-_DECODER = msgspec.msgpack.Decoder(Profile)
 
 
 def _decay(age_us: int, tau_s: float) -> float:
@@ -211,7 +192,7 @@ def _seen(old: dict[str, int], event: Interaction, newest: int, memory: Memory) 
 
 
 def _recent(old: tuple[Recent, ...], event: Interaction, unit: Vector, limit: int) -> tuple[Recent, ...]:
-    this = Recent(event.item_id, event.weight, event.at, unit.tobytes())
+    this = Recent(event.item_id, event.weight, event.at, unit.tobytes(), event.year)
     same = [one for one in old if one.item_id == event.item_id]
     others = [one for one in old if one.item_id != event.item_id]
     latest = max([*same, this], key=lambda one: (one.at, one.weight))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import numpy as np
 
 from gateway.engine.types import Document, State
 from gateway.errors import StorageUnavailable
-from gateway.users import profile as profiles
-from gateway.users.profile import Interaction, Profile
+from gateway.users.profile import EMPTY, FORMAT, Interaction, Memory, Profile, learn
+
+TOUCHED_MAX = 32
+"""How many of a user's interactions are kept to count what is popular anew after a start."""
 
 
 class Touch(msgspec.Struct, frozen=True, array_like=True):
-    """The interaction that made the profile what it is."""
+    """An interaction, as far as others are concerned."""
 
     item_id: str
     weight: float
@@ -21,50 +25,54 @@ class Touch(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Known(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is stored of a user."""
+    """What is stored of a user. `touched` is what was done, that which was learned last in front."""
 
     profile: Profile
-    last: Touch | None = None
+    touched: tuple[Touch, ...] = ()
 
 
-class _Last(msgspec.Struct, frozen=True):
-    last: Touch | None = None
+class _Touched(msgspec.Struct, frozen=True):
+    touched: tuple[Touch, ...] = ()
 
 
-_DECODER = msgspec.json.Decoder(Known)
-_LAST = msgspec.json.Decoder(_Last)
+NOBODY = Known(EMPTY)
+
+_KNOWN = msgspec.json.Decoder(Known)
+_TOUCHED = msgspec.json.Decoder(_Touched)
 
 
-def encode(profile: Profile, dimension: int, event: Interaction | None = None) -> State:
-    """Return the form that is stored; `event` is what was learned last."""
-    vector = profile.vector or bytes(4 * dimension)
-    last = None if event is None else Touch(event.item_id, event.weight, event.at)
-    metadata = msgspec.json.encode(Known(msgspec.structs.replace(profile, vector=b""), last))
-    return State(metadata.decode(), vector)
+def learned(known: Known, event: Interaction, memory: Memory) -> Known:
+    """Return what is known after one more event."""
+    touch = Touch(event.item_id, event.weight, event.at)
+    return Known(learn(known.profile, event, memory), (touch, *known.touched)[:TOUCHED_MAX])
 
 
-def known(document: Document) -> Known:
-    """Return what a document says but for the sum. Raises StorageUnavailable where it is damaged, or of another format."""
-    try:
-        found = _DECODER.decode(document.metadata)
-    except msgspec.MsgspecError as error:
-        raise StorageUnavailable(f"the profile of user {document.id!r} can't be read: {error}") from error
-    if found.profile.format != profiles.FORMAT:
+def encode(known: Known, dimension: int) -> State:
+    """Return the form that is stored."""
+    vector = known.profile.vector or bytes(4 * dimension)
+    without = Known(msgspec.structs.replace(known.profile, vector=b""), known.touched)
+    return State(msgspec.json.encode(without).decode(), vector)
+
+
+def decode(document: Document, vector: bytes) -> Known:
+    """Return what was stored. Raises StorageUnavailable where it is damaged, or of another format."""
+    found: Known = _decoded(_KNOWN, document)
+    if found.profile.format != FORMAT:
         raise StorageUnavailable(
-            f"the profile of user {document.id!r} has format {found.profile.format}; this version reads {profiles.FORMAT}"
+            f"the profile of user {document.id!r} has format {found.profile.format}; this version reads {FORMAT}"
         )
-    return found
+    summed = vector if np.frombuffer(vector, np.float32).any() else b""
+    return Known(msgspec.structs.replace(found.profile, vector=summed), found.touched)
 
 
-def last(document: Document) -> Touch | None:
-    """Return the interaction that made a document what it is, if one did. Raises StorageUnavailable."""
+def touched(document: Document) -> tuple[Touch, ...]:
+    """Return what a user did, that which was learned last in front. Raises StorageUnavailable where it is damaged."""
+    found: _Touched = _decoded(_TOUCHED, document)
+    return found.touched
+
+
+def _decoded(decoder: msgspec.json.Decoder[Any], document: Document) -> Any:
     try:
-        return _LAST.decode(document.metadata).last
+        return decoder.decode(document.metadata)
     except msgspec.MsgspecError as error:
         raise StorageUnavailable(f"the profile of user {document.id!r} can't be read: {error}") from error
-
-
-def decode(document: Document, vector: bytes) -> Profile:
-    """Return the profile that was stored. Raises as `known` does."""
-    summed = vector if np.frombuffer(vector, np.float32).any() else b""
-    return msgspec.structs.replace(known(document).profile, vector=summed)

@@ -32,4 +32,5 @@ interactions = st.builds(
     vector=vectors | st.none(),
     category=st.sampled_from(["x", "y", "z"]) | st.none(),
     seen=st.booleans(),
+    year=st.floats(1900, 1980) | st.none(),
 )

@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import StorageUnavailable
 from gateway.users.popularity import Attention, Popularity
 from tests.users.support import DAY
 
@@ -35,6 +34,7 @@ def test_counts_are_decayed_sums_in_any_order(added: list[tuple[str, float, int]
     popularity = counted(added)
     for item_id, count in expected.items():
         assert popularity.count(item_id, now) == pytest.approx(count, rel=1e-9, abs=1e-25)
+    assert popularity.counts([*expected, "never"], now) == pytest.approx([*expected.values(), 0], rel=1e-9, abs=1e-25)
 
 
 def test_the_top_is_ordered_by_count_then_by_id() -> None:
@@ -42,11 +42,6 @@ def test_the_top_is_ordered_by_count_then_by_id() -> None:
     assert [item_id for item_id, _ in popularity.top(3, DAY)] == ["b", "c", "a"]
     assert dict(popularity.top(9, DAY)) == pytest.approx({"b": 0.5, "c": 0.5, "a": math.exp(-1)})
     assert popularity.top(2, DAY) == popularity.top(9, DAY)[:2]
-
-
-def test_shares_are_of_all_that_was_counted() -> None:
-    assert counted([("a", 3.0, DAY), ("b", 1.0, DAY)]).shares(["b", "a", "c"]) == [0.25, 0.75, 0.0]
-    assert Popularity().shares(["a"]) == [0.0]
 
 
 def test_new_items_count_for_a_while_and_the_newest_are_kept() -> None:
@@ -59,6 +54,7 @@ def test_new_items_count_for_a_while_and_the_newest_are_kept() -> None:
     popularity.remove("y")
     popularity.remove("unknown")
     assert popularity.count("y", 2 * DAY) == 0
+    assert popularity.counts(["z", "x", "y"], 2 * DAY).tolist() == [0.5, 0.0, 0.0]
 
 
 def test_at_its_capacity_the_least_counted_go() -> None:
@@ -72,22 +68,3 @@ def test_years_of_events_dont_overflow() -> None:
     assert popularity.count("a", 99 * 50 * DAY) == pytest.approx(1.0)
     assert popularity.count("a", 10_000 * DAY) == 0.0
     assert math.isfinite(popularity.count("a", 0))
-
-
-@given(events)
-def test_what_is_stored_comes_back(added: list[tuple[str, float, int]]) -> None:
-    popularity = counted(added)
-    popularity.arrive("new", 1000 * DAY)
-    again = Popularity.decode(popularity.encode(), ATTENTION)
-    assert again.top(99, 1100 * DAY) == popularity.top(99, 1100 * DAY)
-    popularity.add("a", 1.0, 1100 * DAY)
-    again.add("a", 1.0, 1100 * DAY)
-    assert again.encode() == popularity.encode()
-
-
-def test_what_is_damaged_is_told() -> None:
-    stored = Popularity().encode()
-    with pytest.raises(StorageUnavailable, match="popularity can't be read"):
-        Popularity.decode(stored[:-1])
-    with pytest.raises(StorageUnavailable, match="popularity has format 2"):
-        Popularity.decode(stored[:1] + b"\x02" + stored[2:])

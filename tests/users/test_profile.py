@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import InvalidVector, StorageUnavailable
+from gateway.errors import InvalidVector
 from gateway.users import profile as profiles
 from gateway.users.profile import EMPTY, Interaction, Memory, Profile, learn, query, replay
-from tests.users.support import DAY, axis, interactions, liked, vectors
+from tests.users.support import DAY, axis, interactions, liked
 
 MEMORY = Memory(tau_s=86_400.0, seen_s=10 * 86_400.0)
 
@@ -34,7 +33,7 @@ def same(one: Profile, other: Profile) -> None:
 
 @given(st.lists(interactions, max_size=12))
 def test_a_replay_gives_the_same_profile_byte_for_byte(events: list[Interaction]) -> None:
-    assert profiles.encode(replay(events, MEMORY)) == profiles.encode(replay(events, MEMORY))
+    assert replay(events, MEMORY) == replay(events, MEMORY)
 
 
 @given(st.lists(interactions, max_size=12), st.randoms())
@@ -83,7 +82,7 @@ def test_a_dislike_pulls_away() -> None:
     direction = query(profile)
     assert direction is not None
     assert direction[0] > 0 > direction[1]
-    assert [vector.tolist() for vector in profiles.liked(profile, 5)] == [axis(0).tolist()]
+    assert [vector.tolist() for vector in profiles.liked(profile)] == [axis(0).tolist()]
 
 
 def test_no_direction_before_a_vector_and_where_all_cancels_out() -> None:
@@ -151,25 +150,3 @@ def test_a_placed_direction_replaces_what_was_learned_but_not_what_was_seen() ->
     assert (profile.evidence, profile.seen, profile.recent) == (1.0, {"a": DAY}, ())
     with pytest.raises(InvalidVector):
         profiles.placed(EMPTY, axis(0, 0.0), DAY)
-
-
-@given(st.lists(interactions, max_size=12))
-def test_what_is_stored_comes_back(events: list[Interaction]) -> None:
-    profile = replay(events, MEMORY)
-    assert profiles.decode(profiles.encode(profile)) == profile
-
-
-@given(vectors, st.data())
-def test_what_is_damaged_is_told(vector: np.ndarray[tuple[int], np.dtype[np.float32]], data: st.DataObject) -> None:
-    stored = profiles.encode(replay([liked("a", DAY, vector)]))
-    cut = stored[: data.draw(st.integers(0, len(stored) - 1))]
-    with pytest.raises(StorageUnavailable, match="profile"):
-        profiles.decode(cut)
-
-
-def test_another_format_or_a_vector_that_is_none_is_told() -> None:
-    with pytest.raises(StorageUnavailable, match="format 2; this version reads 1"):
-        profiles.decode(msgspec.msgpack.encode(Profile(format=2)))
-    for vector in (b"abc", np.array([np.nan], np.float32).tobytes()):
-        with pytest.raises(StorageUnavailable, match="a vector of it is damaged"):
-            profiles.decode(profiles.encode(Profile(vector=vector)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,10 +12,15 @@ from hypothesis import strategies as st
 from gateway.engine.types import Metric
 from gateway.engine.vectors import comparable
 from gateway.users import profile as profiles
+from gateway.users import ranking
+from gateway.users.mixture import Scores
 from gateway.users.popularity import Popularity
 from gateway.users.profile import EMPTY, Interaction, Profile, replay
-from gateway.users.ranking import Candidates, Matrix, Mixture, Scores, anchors, apart, best, blend, diversify
+from gateway.users.ranking import Candidates, Matrix, anchors, best, diversify
 from tests.users.support import DAY, axis, interactions, liked
+
+HOUR = DAY // 24
+UNKNOWN = float("nan")
 
 
 def near(i: int, noise: float = 0.1) -> list[float]:
@@ -25,52 +32,77 @@ def near(i: int, noise: float = 0.1) -> list[float]:
 CANDIDATES = Candidates(
     ids=["hit", "known", "like 0", "like 1"],
     vectors=np.array([near(2), near(3), near(0), near(1)], np.float32),
-    counts=np.array([20, 5, 0, 0], np.float32),
+    years=np.full(4, UNKNOWN, np.float32),
 )
 
 
-def order(profile: Profile, now: int = DAY) -> list[str]:
-    return [CANDIDATES.ids[i] for i in best(blend(profile, CANDIDATES, now), CANDIDATES.ids, 10)]
+def popularity(at: int) -> Popularity:
+    found = Popularity()
+    found.add("hit", 20.0, at)
+    found.add("known", 5.0, at)
+    return found
+
+
+def scores(profile: Profile, now: int = DAY, candidates: Candidates = CANDIDATES) -> Scores:
+    return ranking.scores(profile, candidates, popularity(now), now)
+
+
+def order(profile: Profile, now: int = DAY, candidates: Candidates = CANDIDATES) -> list[str]:
+    return [candidates.ids[i] for i in best(scores(profile, now, candidates), candidates.ids, 10)]
+
+
+def share(profile: Profile, now: int = DAY) -> float:
+    """Return how likely it is what is near the axis 0, which few take."""
+    return float(scores(profile, now)[2])
+
+
+def others(count: int, at: int = DAY, year: float | None = None) -> Profile:
+    return replay([Interaction(f"other {i}", 1.0, at, axis(0), year=year) for i in range(count)])
 
 
 def test_a_stranger_gets_what_is_popular() -> None:
-    scores = blend(EMPTY, CANDIDATES, DAY)
-    np.testing.assert_allclose(scores, (CANDIDATES.counts + 0.1) / (CANDIDATES.counts + 0.1).sum(), rtol=1e-5)
     assert order(EMPTY)[:2] == ["hit", "known"]
+    assert order(replay([Interaction("a", 1.0, DAY)]))[:2] == ["hit", "known"]
+
+
+def test_a_stranger_gets_what_is_new_where_nothing_is_popular() -> None:
+    found = Popularity()
+    found.arrive("known", DAY)
+    assert best(ranking.scores(EMPTY, CANDIDATES, found, DAY), CANDIDATES.ids, 1) == [1]
 
 
 def test_popularity_gives_way_as_evidence_comes() -> None:
-    shares = []
-    for count in (1, 3, 10):
-        profile = replay([liked(f"other {i}", DAY, axis(0)) for i in range(count)])
-        shares.append(float(blend(profile, CANDIDATES, DAY)[2]))
-    assert shares == sorted(shares)
-    assert order(replay([liked(f"other {i}", DAY) for i in range(10)]))[0] == "like 0"
+    shares = [share(others(count)) for count in (0, 1, 3, 10)]
+    assert shares == sorted(set(shares))
+    assert order(others(10))[0] == "like 0"
 
 
-def test_who_sees_what_all_see_gets_what_is_popular() -> None:
-    popularity = Popularity()
-    for item_id, count in (("hit", 98), ("known", 1), ("rare", 0.1)):
-        popularity.add(item_id, count, DAY)
-    assert apart(EMPTY, popularity) == 1
-    assert apart(replay([liked("hit", 1)]), popularity) == 0
-    assert apart(replay([liked("hit", 1), liked("rare", 2), liked("unknown", 3)]), popularity) == pytest.approx(2 / 3)
-    assert apart(replay([liked("hit", 1), liked("rare", 2)]), popularity, Mixture(last_seen=1)) == 1
-    profile = replay([liked(f"other {i}", DAY) for i in range(10)])
-    assert blend(profile, CANDIDATES, DAY, own=0.0)[0] > blend(profile, CANDIDATES, DAY, own=1.0)[0]
+def test_popularity_comes_back_as_time_goes_by() -> None:
+    shares = [share(others(10), DAY + later) for later in (0, HOUR, DAY, 300 * DAY)]
+    assert shares == sorted(set(shares), reverse=True)
+    assert order(others(10), 300 * DAY)[0] == "hit"
 
 
-def test_popularity_comes_back_as_evidence_ages() -> None:
-    profile = replay([liked(f"other {i}", DAY) for i in range(10)])
-    assert order(profile)[0] == "like 0"
-    assert order(profile, 300 * DAY)[0] == "hit"
+def test_who_takes_what_all_take_gets_what_is_popular() -> None:
+    all_take = replay([Interaction(one, 1.0, DAY, axis(0)) for one in ("hit", "known")])
+    assert share(all_take) < share(others(2))
 
 
-def test_what_was_seen_is_left_out_until_it_expires() -> None:
-    profile = replay([Interaction("hit", 0.0, DAY)])
-    assert order(profile) == ["known", "like 0", "like 1"]
-    assert blend(profile, CANDIDATES, DAY)[0] == 0
-    assert order(profile, 400 * DAY)[0] == "hit"
+def test_what_is_from_the_same_years_goes_first_and_unknown_years_in_between() -> None:
+    candidates = Candidates(
+        ["b", "d", "c", "a"], CANDIDATES.vectors[[1, 1, 1, 1]], np.array([1950, 1990, UNKNOWN, 2012])
+    )
+    profile = others(3, year=2012.0)
+    now = 43 * 365 * DAY
+    assert order(profile, now, candidates) == ["a", "c", "d", "b"]
+    nothing = Candidates(candidates.ids, candidates.vectors, np.full(4, UNKNOWN, np.float32))
+    assert len(set(scores(profile, now, nothing).tolist())) == 1
+    assert scores(others(3), now, candidates).tolist() == pytest.approx(scores(others(3), now, nothing).tolist())
+
+
+def test_the_direction_speaks_for_what_is_like_it() -> None:
+    found = ranking.features(others(3), CANDIDATES, popularity(DAY), DAY)
+    assert found.popular[:, 2] == pytest.approx(CANDIDATES.vectors[:, 0])
 
 
 def test_the_latest_liked_items_are_the_anchors_newest_first() -> None:
@@ -80,7 +112,7 @@ def test_the_latest_liked_items_are_the_anchors_newest_first() -> None:
         liked("c", 3, axis(2), weight=-1.0),
         liked("d", 4, axis(3)),
     ]
-    assert [anchor.argmax() for anchor in anchors(replay(events), Mixture(latest=2))] == [3, 1]
+    assert [anchor.argmax() for anchor in anchors(replay(events))] == [3, 1, 0]
     assert anchors(EMPTY) == []
 
 
@@ -92,17 +124,20 @@ def test_without_a_liked_item_the_direction_is_the_anchor() -> None:
 
 def test_no_candidates_no_scores() -> None:
     nothing = Candidates([], np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-    assert len(blend(EMPTY, nothing, DAY)) == 0
-    assert diversify([], nothing.vectors, nothing.counts, 0.5, 10) == []
+    for profile in (EMPTY, others(1)):
+        assert len(scores(profile, DAY, nothing)) == 0
+    assert best(np.zeros(0, np.float32), [], 10) == []
+    assert diversify([], nothing.vectors, np.zeros(0, np.float32), 0.5, 10) == []
 
 
-@given(st.lists(interactions, max_size=12))
-def test_scores_are_probabilities(events: list[Interaction]) -> None:
-    profile = replay([Interaction(e.item_id, e.weight, e.at, e.vector) for e in events])
-    scores = blend(profile, CANDIDATES, profile.at)
-    assert np.isfinite(scores).all()
-    assert scores.min() >= 0
-    assert scores.sum() == pytest.approx(1, abs=1e-4)
+@given(st.lists(interactions, max_size=12), st.integers(0, 500 * DAY), st.booleans())
+def test_scores_are_probabilities(events: list[Interaction], later: int, dated: bool) -> None:
+    profile = replay(events)
+    years = np.array([1901, UNKNOWN, 1970, 2020], np.float32) if dated else CANDIDATES.years
+    found = scores(profile, profile.at + later, replace(CANDIDATES, years=years))
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    assert found.sum() == pytest.approx(1, abs=1e-4)
 
 
 def _pool(seed: int, count: int = 30) -> tuple[list[str], Matrix, Scores]:
