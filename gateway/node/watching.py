@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +22,7 @@ from gateway.engine.types import Applied, Change
 from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.live.standing import Standing
-from gateway.live.types import Nearest, Watch
+from gateway.live.types import Difference, Nearest, Watch
 from gateway.node import queries, watches
 from gateway.node.recent import RecentVectors
 from gateway.node.watches import Found, Live, Opened, Turn
@@ -312,8 +312,10 @@ class Watching:
         for start in range(0, len(dirty), _TOLD_AT_ONCE):
             some = dirty[start : start + _TOLD_AT_ONCE]
             vectors = await self._vectors(standing, some)
-            for live in some:
-                self._tell_one(standing, live, vectors)
+            known = {live.number: live for live in some if live.number is not None and self._known(standing, live)}
+            differences = standing.differences(known)
+            told = [number for number, live in known.items() if self._tell_one(standing, live, vectors, differences)]
+            standing.tell(told)
             await asyncio.sleep(0)
 
     async def _vectors(self, standing: Standing, lives: Sequence[Live]) -> dict[int, bytes]:
@@ -338,27 +340,32 @@ class Watching:
         """Tell whether it is known what a watch should show; where not, it is marked when its search is in."""
         return not live.closed and live.settled and live.number is not None and not standing.waits(live.number)
 
-    def _tell_one(self, standing: Standing, live: Live, vectors: watches.Vectors) -> None:
-        if not self._known(standing, live):
-            return
+    def _tell_one(
+        self, standing: Standing, live: Live, vectors: watches.Vectors, differences: Mapping[int, Difference]
+    ) -> bool:
+        """Tell a watch what there is to tell; return whether that was its difference."""
         assert live.number is not None, "it is known"
+        if live.closed:
+            return False  # one told before it has ended it
         if live.changed is not None:
             if self._has_news(standing, live, live.number):
                 live.changed()
-            return
+            return False
         first = not live.first.done()
         if not first and not (live.begun and self._takes(live)):
-            return
+            return False
         if live.shows_vectors and not all(version in vectors for version in _versions(standing, live)):
             # A document has another vector by now: the commit that brought it is on its way here.
             asyncio.get_running_loop().call_later(_AGAIN_S, self._mark, live)
         elif first:
             ranked = standing.answer(live.number)
             live.first.set_result(watches.watching(live, standing.index_version, ranked, vectors))
-        elif difference := standing.difference(live.number):
+        elif difference := differences.get(live.number):
             live.write(watches.update(live, standing.index_version, difference, vectors))
             self.updates += 1
             live.due = asyncio.get_running_loop().time() + live.least_pause_s
+            return True
+        return False
 
     def _takes(self, live: Live) -> bool:
         """Tell whether a watch may be told something now; where not, it is looked at again when it may."""
