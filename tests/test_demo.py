@@ -14,7 +14,9 @@ from pathlib import Path
 
 from hotindex import Document, NotFound, Reset, Update
 from hotindex.sync import Client as SyncClient
+from hotindex.types import Change, Match
 
+from gateway.demo.watched import Watched
 from tests.clients.test_client import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +34,38 @@ def test_the_demo_ends_by_itself_with_everything_received() -> None:
     assert "loaded            31245 movies" in run.stdout
     assert re.search(r"sent → room +p50 [\d.]+ ms, p99 [\d.]+ ms", run.stdout)
     assert re.search(r"\((\d+) of \1 new vectors found", run.stdout)
+    assert re.search(r'^watch "space adventure": \+ .+: Part 2 \(\d\w\w\), - .+$', run.stdout, re.MULTILINE)
+    watch = re.search(r"^watch +(\d+) differences .+ those of an exact search$", run.stdout, re.MULTILINE)
+    assert watch is not None, run.stdout
+    assert int(watch[1]) > 0
+    assert re.search(rf"sent → watch +p50 .+ \(of {watch[1]} differences", run.stdout)
+
+
+def test_a_watch_on_the_screen_marks_what_is_new_and_what_moved() -> None:
+    watched = Watched("ships")
+    watched.take(answer(1, "acdef"), 0.0)
+    watched.take(answer(2, "abcde", added="b", removed="f"), 0.0)
+    assert watched.marks == {"b": "+", "c": "↓", "d": "↓", "e": "↓"}
+    assert watched.news == "+ B (2nd), - F"
+    assert watched.differences == 1
+
+
+def test_a_difference_is_measured_from_the_oldest_event_that_changed_the_list() -> None:
+    """`f` was sent long before, too far off to be listed. It came in when `b` went, and that is what was told late."""
+    watched = Watched("ships")
+    watched.take(answer(1, "abcde"), 0.0)
+    watched.acked(watched.sending(), "f", 2, 10.0)
+    deleted = watched.sending()
+    watched.take(answer(3, "acdef", added="f", removed="b"), 20.5)
+    assert watched.told_s == [], "the acknowledgement is on its way"
+    watched.acked(deleted, "b", 3, 20.0)
+    assert watched.told_s == [0.5]
+
+
+def answer(index_version: int, ids: str, added: str = "", removed: str = "") -> Change:
+    """Return a change; an id is a letter, and `a` scores best."""
+    results = tuple(Match(one, 1 / ord(one), {"name": one.upper()}) for one in ids)
+    return Change(index_version, tuple(match for match in results if match.id in added), (), tuple(removed), results)
 
 
 def test_honcho_runs_the_procfile(tmp_path: Path) -> None:

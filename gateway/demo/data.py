@@ -11,6 +11,7 @@ from typing import Any
 from hotindex import Document
 
 QUERIES = ("space adventure", "romantic comedy in Paris", "zombie horror", "samurai", "a heist gone wrong")
+WATCHED = QUERIES[0]
 
 
 def movies() -> list[Document]:

@@ -1,17 +1,21 @@
-"""The demo's producer and observer: real ratings as hot events, and how soon room and search know of each."""
+"""The demo's producer and observer: real ratings as hot events, and how soon room, search and a watch know of each."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import random
+import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hotindex import Ack, Client, Document, Results, Update
+from hotindex.watch import Watch
 
 from gateway.demo import data
+from gateway.demo.watched import K, Watched, equal
 from gateway.engine.text import build_text
 
 COLLECTION = "movies"
@@ -22,8 +26,12 @@ _SEQUELS = 10
 _CATALOGUE_EVERY = 20
 """Among the ratings, every so many events the catalogue changes: a movie is added, renamed, or an added one removed.
 
-An added or renamed movie has a new vector; it is looked for by a search right after its acknowledgement.
+An added or renamed movie has a new vector; it is looked for by a search right after its acknowledgement. Added are
+sequels, in turn of the movie just rated and of one near what is watched: among 31,245 movies, those just rated seldom are.
 """
+
+_NEAR = 10
+"""From so many come the sequels near what is watched. About half of them are nearer than the fifth nearest movie."""
 
 _DRAIN_S = 15.0
 
@@ -42,6 +50,7 @@ class Tally:
     latest: deque[Update] = field(default_factory=lambda: deque(maxlen=6))
     query: str = data.QUERIES[0]
     answer: Results | None = None
+    watched: Watched = field(default_factory=lambda: Watched(data.WATCHED))
 
 
 @dataclass(slots=True)
@@ -52,6 +61,11 @@ class Film:
     fields: dict[str, object]
     votes: int = 0
     total: int = 0
+    parts: int = 1
+
+    def sequel(self) -> dict[str, object]:
+        self.parts += 1
+        return {**self.fields, "name": f"{re.sub(r' [(][0-9]{4}[)]$', '', self.name)}: Part {self.parts}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +78,12 @@ class Step:
 
 
 class Replay:
-    """Sends `rate` events a second on one connection, listens on a second one, and searches on a third."""
+    """Sends `rate` events a second on one connection, listens and watches on a second one, and searches on a third.
 
-    def __init__(self, movies: Sequence[Document], rate: float) -> None:
+    `told` is called whenever the watch's list is another one.
+    """
+
+    def __init__(self, movies: Sequence[Document], rate: float, told: Callable[[Watched], None]) -> None:
         self.tally = Tally()
         self._films = {
             document.id: Film(str(fields["name"]), fields)
@@ -74,27 +91,33 @@ class Replay:
             if (fields := dict(document.metadata or {}))
         }
         self._rate = rate
+        self._told = told
+        self._changed = asyncio.Event()
         self._sent_at: dict[tuple[str, int], float] = {}
         self._arrived_at: dict[tuple[str, int], float] = {}
         self._complete = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, url: str, seconds: float | None) -> None:
-        """Replay for `seconds` (None: until cancelled), then wait until the room has had everything."""
+        """Replay for `seconds` (None: until cancelled), then wait until room and watch have had everything."""
         async with (
             Client(url) as producer,
             Client(url) as searcher,
             Client(url) as listener,
             listener.subscribe(COLLECTION) as room,
+            listener.watch(COLLECTION, text=data.WATCHED, k=K, exact=True) as watch,
         ):
-            observers = [asyncio.create_task(self._listen(room)), asyncio.create_task(self._ask(searcher))]
+            near = await searcher.search(COLLECTION, text=data.WATCHED, k=_NEAR, exact=True)
+            observing = (self._listen(room), self._follow(watch), self._ask(searcher))
+            observers = [asyncio.create_task(work) for work in observing]
             try:
                 async with asyncio.timeout(seconds):
-                    await self._produce(producer, searcher)
+                    await self._produce(producer, searcher, [hit.id for hit in near.hits])
             except TimeoutError:
                 pass
             finally:
                 await self._drain()
+                await self._compare(searcher)
                 for observer in observers:
                     observer.cancel()
                 await asyncio.gather(*observers, return_exceptions=True)
@@ -108,9 +131,23 @@ class Replay:
         except TimeoutError:
             return  # the summary tells what is missing
 
-    async def _produce(self, producer: Client, searcher: Client) -> None:
+    async def _compare(self, searcher: Client) -> None:
+        """Wait until the watch has the list that an exact search finds."""
+        watched = self.tally.watched
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while not watched.agrees:
+                    self._changed.clear()
+                    found = await searcher.search(COLLECTION, text=watched.text, k=K, exact=True)
+                    watched.agrees = equal(watched.results, found.hits)
+                    if not watched.agrees:
+                        await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _produce(self, producer: Client, searcher: Client, near: Sequence[str]) -> None:
         started = time.perf_counter()
-        for number, step in enumerate(self._steps()):
+        for number, step in enumerate(self._steps(near)):
             await asyncio.sleep(max(0.0, started + number / self._rate - time.perf_counter()))
             self.tally.sent += 1
             self._complete.clear()
@@ -118,18 +155,19 @@ class Replay:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    def _steps(self) -> Iterator[Step]:
+    def _steps(self, near: Sequence[str]) -> Iterator[Step]:
         added: deque[str] = deque()
+        subjects = random.Random(0)
         for number, (movie, rating) in enumerate(itertools.cycle(data.ratings()), 1):
             film = self._films[movie]
-            name = f"{film.name} - event {number}"
             match number % _CATALOGUE_EVERY, (number // _CATALOGUE_EVERY) % 3:
                 case 0, 1:
-                    sequel = {**film.fields, "name": name}
+                    in_turn = number // _CATALOGUE_EVERY // 3 % 2
+                    sequel = (film if in_turn else self._films[subjects.choice(near)]).sequel()
                     added.append(f"sequel:{number}")
                     yield Step(Document(added[-1], metadata=sequel), added[-1], build_text(sequel))
                 case 0, 2:
-                    film.fields["name"] = name
+                    film.fields["name"] = name = f"{film.name} - event {number}"
                     yield Step({"name": name}, movie, build_text(film.fields))
                 case 0, 0 if len(added) > _SEQUELS:
                     yield Step(None, added.popleft())
@@ -140,6 +178,7 @@ class Replay:
 
     async def _send(self, producer: Client, searcher: Client, step: Step) -> None:
         sent_at = time.perf_counter()
+        number = self.tally.watched.sending()
         ack: Ack
         match step.send:
             case Document():
@@ -151,6 +190,7 @@ class Replay:
         (result,) = ack.results
         self.tally.acked += 1
         self._sent_at[result.id, result.version] = sent_at
+        self.tally.watched.acked(number, result.id, ack.index_version, sent_at)
         self._settle()
         if step.text is not None:
             self.tally.probed += 1
@@ -167,6 +207,12 @@ class Replay:
                 self.tally.latest.append(update)
                 self._settle()
 
+    async def _follow(self, watch: Watch) -> None:
+        async for change in watch:
+            self.tally.watched.take(change, time.perf_counter())
+            self._changed.set()
+            self._told(self.tally.watched)
+
     def _settle(self) -> None:
         """Match arrivals with what was sent: an update may come before its writer's acknowledgement."""
         for key in self._sent_at.keys() & self._arrived_at.keys():
@@ -178,5 +224,5 @@ class Replay:
         for query in itertools.cycle(data.QUERIES):
             for _ in range(5):
                 self.tally.query = query
-                self.tally.answer = await searcher.search(COLLECTION, text=query, k=5)
+                self.tally.answer = await searcher.search(COLLECTION, text=query, k=3)
                 await asyncio.sleep(1)

@@ -12,21 +12,21 @@ from pathlib import Path
 
 import typer
 from hotindex import Client, Document
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 
 from gateway.commands.load import load, progress_bar
 from gateway.commands.process import GatewayProcess
 from gateway.demo import data
 from gateway.demo.replay import COLLECTION, Replay
-from gateway.demo.screen import Screen, summarise
+from gateway.demo.screen import Screen, news, summarise
 
 _PLAIN_EVERY_S = 2.0
 _BATCH = 256
 
 
 def run(seconds: float | None, rate: float, ws_port: int, http_port: int) -> None:
-    """Run the demo; ends with status 1 if an event that was sent did not come to the room or was not found."""
+    """Run the demo; ends with status 1 if an event did not come to the room or was not found, or the watch is wrong."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hotindex-demo-") as folder:
         data_dir = Path(folder)
@@ -52,19 +52,20 @@ def _free(port: int) -> int:
 async def _demo(console: Console, gateway: GatewayProcess, seconds: float | None, rate: float) -> bool:
     movies = data.movies()
     load_s = await _load(console, gateway.ws, movies)
-    replay = Replay(movies, rate)
+    in_lines = not console.is_terminal
+    replay = Replay(movies, rate, lambda watched: _print(console, news(watched)) if in_lines else None)
     tally = replay.tally
     screen = Screen(gateway, time.perf_counter())
     console.print(f"try from another shell; Ctrl-C ends:\n{screen.commands()}", highlight=False, soft_wrap=True)
     replaying = asyncio.create_task(replay.run(gateway.ws, seconds))
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, replaying.cancel)
     try:
-        await (_live if console.is_terminal else _lines)(console, screen, replay, replaying)
+        await (_lines if in_lines else _live)(console, screen, replay, replaying)
     finally:
         with contextlib.suppress(asyncio.CancelledError):
             await replaying
     summarise(console, tally, len(movies), load_s)
-    return tally.sent == tally.acked == tally.received and tally.found == tally.probed
+    return tally.sent == tally.acked == tally.received and tally.found == tally.probed and tally.watched.agrees
 
 
 async def _load(console: Console, url: str, movies: list[Document]) -> float:
@@ -83,13 +84,20 @@ async def _load(console: Console, url: str, movies: list[Document]) -> float:
 
 
 async def _live(console: Console, screen: Screen, replay: Replay, replaying: asyncio.Task[None]) -> None:
-    with Live(screen.render(replay.tally), console=console, auto_refresh=False, screen=False) as live:
+    def picture() -> RenderableType:
+        return screen.render(replay.tally, console.height)
+
+    with Live(picture(), console=console, auto_refresh=False, screen=False) as live:
         while not replaying.done():
             await asyncio.wait([replaying], timeout=0.25)
-            live.update(screen.render(replay.tally), refresh=True)
+            live.update(picture(), refresh=True)
 
 
 async def _lines(console: Console, screen: Screen, replay: Replay, replaying: asyncio.Task[None]) -> None:
     while not replaying.done():
         await asyncio.wait([replaying], timeout=_PLAIN_EVERY_S)
-        console.print(screen.line(replay.tally), highlight=False, soft_wrap=True)
+        _print(console, screen.line(replay.tally))
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -9,14 +9,21 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from gateway.commands.process import GatewayProcess
 from gateway.commands.search import table
 from gateway.commands.tail import describe
+from gateway.demo import data
 from gateway.demo.replay import COLLECTION, Tally
+from gateway.demo.watched import K, Watched, name
 
 _RECENT = 2000
+_COLOURS = {"+": "green", "↑": "yellow", "↓": "yellow"}
+
+_OTHER_ROWS = 21
+"""What is not the room's updates takes so many, with all frames."""
 
 
 @dataclass(slots=True)
@@ -35,6 +42,7 @@ class Screen:
         return (
             f"  .venv/bin/hotindex tail {COLLECTION} --url {ws}\n"
             f"  .venv/bin/hotindex search {COLLECTION} 'pirates' --url {ws}\n"
+            f"  .venv/bin/hotindex watch {COLLECTION} '{data.WATCHED}' --url {ws}\n"
             f"  curl -s {http}/v1/collections/{COLLECTION}/documents/movie:0133093\n"
             f"  curl -s {http}/metrics"
         )
@@ -48,21 +56,45 @@ class Screen:
             f"  best for {tally.query!r}: {best.metadata['name'] if best else '-'}"
         )
 
-    def render(self, tally: Tally) -> RenderableType:
+    def render(self, tally: Tally, height: int) -> RenderableType:
+        """Return the state for a terminal of `height` rows."""
         figures = Text.assemble(
             ("events/s ", "dim"), f"{self.rate(tally):.0f}   ",
             ("sent ", "dim"), f"{tally.sent}   ",
             ("in the room ", "dim"), f"{tally.received}\n",
             ("event sent → in the room       ", "dim"), f"{freshness(tally.in_room_s)}\n",
-            ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}",
+            ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}\n",
+            ("event sent → watch told        ", "dim"), f"{freshness(tally.watched.told_s)}",
         )  # fmt: skip
-        updates = Text("\n", no_wrap=True, overflow="ellipsis").join(describe(update) for update in tally.latest)
+        latest = [*tally.latest][-max(1, height - _OTHER_ROWS) :]
+        updates = Text("\n", no_wrap=True, overflow="ellipsis").join(describe(update) for update in latest)
         answer: RenderableType = table(tally.answer.hits, "") if tally.answer else ""
         return Group(
             Panel(figures, title="hotindex demo: real ratings as hot events"),
+            _watch(tally.watched),
             Panel(updates, title=f"the room of {COLLECTION!r}"),
             Panel(answer, title=f"search: {tally.query!r}"),
         )
+
+
+def _watch(watched: Watched) -> Panel:
+    shown = Table.grid(padding=(0, 1), expand=True)
+    shown.add_column(width=1)
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="ellipsis", no_wrap=True, ratio=1)
+    for match in watched.results:
+        mark = watched.marks.get(match.id, "")
+        shown.add_row(mark, f"{match.score:.3f}", Text(name(match)), style=_COLOURS.get(mark))
+    for _ in range(K - len(watched.results)):
+        shown.add_row()
+    return Panel(
+        shown, title=f"watch: {watched.text!r}, {watched.differences} differences", subtitle=Text(watched.news)
+    )
+
+
+def news(watched: Watched) -> str:
+    """Return a watch's latest difference, or first answer, in one plain line."""
+    return f'watch "{watched.text}": {watched.news}'
 
 
 def freshness(times_s: Sequence[float]) -> str:
@@ -75,11 +107,16 @@ def freshness(times_s: Sequence[float]) -> str:
 
 
 def summarise(console: Console, tally: Tally, loaded: int, load_s: float) -> None:
+    watched = tally.watched
     rows = [
         f"loaded            {loaded} movies in {load_s:.1f} s, embedded, committed and searchable",
         f"events            {tally.sent} sent, {tally.acked} acknowledged, {tally.received} received in the room",
         f"sent → room       {freshness(tally.in_room_s)}",
         f"sent → searchable {freshness(tally.in_search_s)}"
         f" ({tally.found} of {tally.probed} new vectors found by the first search after the acknowledgement)",
+        f"sent → watch      {freshness(watched.told_s)}"
+        f" (of {len(watched.told_s)} differences, each from the oldest event that it tells of)",
+        f"watch             {watched.differences} differences in the {K} nearest to {watched.text!r};"
+        f" at the end they are{'' if watched.agrees else ' NOT'} those of an exact search",
     ]
-    console.print("\n".join(rows), highlight=False)
+    console.print("\n".join(rows), highlight=False, markup=False, soft_wrap=True)
