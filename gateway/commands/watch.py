@@ -22,7 +22,7 @@ async def _watch(url: str, collection: str, text: str, k: int, where: str | None
     async with Client(url) as client, client.watch(collection, text=text, k=k, filter=filter_from(where)) as watch:
         if as_json:
             async for change in watch:
-                print(line(dataclasses.asdict(change)), flush=True)
+                print(line(dataclasses.asdict(change, dict_factory=_given)), flush=True)
             return
         console = Console()
         if not console.is_terminal:
@@ -32,6 +32,11 @@ async def _watch(url: str, collection: str, text: str, k: int, where: str | None
         with Live(console=console, auto_refresh=False) as live:
             async for change in watch:
                 live.update(_answer(collection, change), refresh=True)
+
+
+def _given(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """Leave out what wasn't asked for."""
+    return {name: value for name, value in fields if value is not None}
 
 
 def _answer(collection: str, change: Change) -> Table:
