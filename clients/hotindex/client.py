@@ -26,10 +26,11 @@ from hotindex.errors import (
     from_message,
 )
 from hotindex.listener import Listener
+from hotindex.live import Watches
 from hotindex.subscription import BUFFER, Subscription, Wanted
 from hotindex.transaction import Transaction
 from hotindex.types import Ack, Document, Event, Include, Metadata, OnFull, Results, StoredDocument, VectorLike
-from hotindex.watch import Watch, Watches
+from hotindex.watch import Watch
 
 DEFAULT_URL = "ws://127.0.0.1:8765"
 FINAL_CLOSE_CODES = frozenset({4401, 4403})

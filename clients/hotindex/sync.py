@@ -7,16 +7,18 @@ import functools
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from hotindex import client, watch
+from hotindex import client, live
 from hotindex.errors import HotindexError
 from hotindex.subscription import BUFFER, Subscription
 from hotindex.transaction import Gathering
-from hotindex.types import Ack, Change, Event, Include, Match, OnFull
+from hotindex.types import Ack, Event, Include, OnFull
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
+_Item = TypeVar("_Item")
+_News = TypeVar("_News")
 
 
 def _returning(
@@ -32,13 +34,13 @@ def _returning(
 
 
 def _watching(
-    method: Callable[Concatenate[client.Client, _P], watch.Watch],
-) -> Callable[Concatenate[Client, _P], Watch]:
+    method: Callable[Concatenate[client.Client, _P], live.LiveList[_Item, _News]],
+) -> Callable[Concatenate[Client, _P], LiveList[_Item, _News]]:
     """Return a method with the same arguments."""
 
     @functools.wraps(method)
-    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> Watch:
-        return Watch(self, method(self._opened(), *args, **kwargs))
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> LiveList[_Item, _News]:
+        return LiveList(self, method(self._opened(), *args, **kwargs))
 
     return call
 
@@ -63,17 +65,17 @@ class Transaction(Gathering):
             self.ack = self._send(command)
 
 
-class Watch:
-    """See `hotindex.Watch`, whose `async with` and `async for` are `with` and `for` here."""
+class LiveList(Generic[_Item, _News]):
+    """See `hotindex.Watch` and `hotindex.Recommendations`, whose `async with` and `async for` are `with` and `for` here."""
 
-    def __init__(self, owner: Client, watched: watch.Watch) -> None:
+    def __init__(self, owner: Client, watched: live.LiveList[_Item, _News]) -> None:
         self.watch = watched
         """The watch behind this one; it belongs to the loop's thread."""
         self._client = owner
 
     @property
-    def results(self) -> tuple[Match, ...]:
-        """The present top k, best first, ties by id."""
+    def results(self) -> tuple[_Item, ...]:
+        """The present list, best first."""
         return self.watch.results
 
     def __enter__(self) -> Self:
@@ -85,7 +87,7 @@ class Watch:
     ) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Change]:
+    def __iter__(self) -> Iterator[_News]:
         try:
             while True:
                 yield self._client.run(self.watch.__anext__())
