@@ -19,6 +19,7 @@ from hotindex.errors import (
     Unavailable,
 )
 from hotindex.listener import Listener
+from hotindex.recommendations import Recommendations
 from hotindex.subscription import Subscription
 from hotindex.transaction import Transaction
 from hotindex.types import (
@@ -29,6 +30,8 @@ from hotindex.types import (
     Event,
     Hit,
     Match,
+    Recommendation,
+    RecommendationUpdate,
     Reconnected,
     Reset,
     Results,
@@ -60,6 +63,9 @@ __all__ = [
     "Listener",
     "Match",
     "NotFound",
+    "Recommendation",
+    "RecommendationUpdate",
+    "Recommendations",
     "Reconnected",
     "Replica",
     "RequestTimeout",

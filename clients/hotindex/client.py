@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
@@ -27,6 +29,7 @@ from hotindex.errors import (
 )
 from hotindex.listener import Listener
 from hotindex.live import Watches
+from hotindex.recommendations import Recommendations
 from hotindex.subscription import BUFFER, Subscription, Wanted
 from hotindex.transaction import Transaction
 from hotindex.types import Ack, Document, Event, Include, Metadata, OnFull, Results, StoredDocument, VectorLike
@@ -204,6 +207,36 @@ class Client:
     async def send_transaction(self, command: dict[str, Any]) -> Ack:
         return wire.ack(await self._request(command, again=True))
 
+    async def interact(
+        self,
+        user_id: str,
+        action: str,
+        item_id: str,
+        *,
+        value: float | None = None,
+        timestamp: datetime | float | None = None,
+        event_id: str | None = None,
+        collection: str | None = None,
+    ) -> Ack:
+        """Say what a user did with an item; returns once it is on disk, and counts in what is recommended to the user.
+
+        `action` is purchase, like, click, view, rate (with the rating as `value`), hide, …; `timestamp` is when it was
+        done, in seconds since 1970 if it is a number, and now if there is none. The answer's one result is of the user. It
+        has an `event_id` (one of its own unless given), so that it counts once, and the client may send it again after a
+        lost connection. Raises NotFound for an item that isn't there.
+        """
+        command = {
+            "type": "user_interaction",
+            "collection": collection,
+            "user_id": user_id,
+            "action": action,
+            "item_id": item_id,
+            "value": value,
+            "timestamp": timestamp.timestamp() if isinstance(timestamp, datetime) else timestamp,
+            "event_id": event_id or uuid.uuid4().hex,
+        }
+        return wire.ack(await self._request(command, again=True))
+
     async def get(self, collection: str, id: str, *, include: Sequence[Include] = ()) -> StoredDocument:  # noqa: A002
         """Return a document. Raises NotFound."""
         command = {"action": "get", "collection": collection, "id": id, "include": list(include) or None}
@@ -216,20 +249,26 @@ class Client:
         vector: VectorLike | None = None,
         text: str | None = None,
         id: str | None = None,  # noqa: A002
+        user_id: str | None = None,
         k: int = 10,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
         include: Sequence[Include] = (),
         min_index_version: int | None = None,
         exact: bool = False,
         ef: int | None = None,
+        diversity: float | None = None,
     ) -> Results:
         """Return the k documents nearest to a vector, a text, or another document (which is left out).
 
         `ef` widens the search of the graph (fewer misses, more time); `exact` compares with every document.
+
+        With `user_id` it returns what is recommended to that user, at most 100 documents, none of those the user has seen.
+        `diversity` is from 0, the best ones, to 1, those least alike.
         """
         wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}
+        user = {"user_id": user_id, "diversity": diversity}
         how = wire.search_options(k, filter, include, min_index_version, exact, ef)
-        command = {"action": "search", "collection": collection, **wanted, **how}
+        command = {"action": "search", "collection": collection, **wanted, **user, **how}
         return wire.results(await self._request(command, again=True))
 
     async def search_many(
@@ -312,6 +351,29 @@ class Client:
         limits = {"min_score": min_score, "exact": exact or None, "max_rate": max_rate}
         command = {"action": "watch", "collection": collection, **wanted, **how, **limits}
         return Watch(self._watches, command)
+
+    def recommendations(
+        self,
+        user_id: str,
+        *,
+        collection: str | None = None,
+        k: int = 10,
+        filter: Mapping[str, Any] | None = None,  # noqa: A002
+        diversity: float | None = None,
+        max_rate: float | None = None,
+    ) -> Recommendations:
+        """Return what is recommended to a user, to iterate over as it changes: see Recommendations.
+
+            async for update in client.recommendations("ann", collection="movies", k=10):
+                print([item.id for item in update.results])
+
+        It changes with what the user does (see `interact`) and with the documents; what the user has seen isn't in it.
+        `diversity` is as in `search`, and `max_rate` how many updates a second the gateway sends at most.
+        """
+        if filter is not None and not isinstance(filter, Mapping):
+            raise TypeError(f"filter is {filter!r}; it must be a mapping")
+        how = {"k": k, "filter": dict(filter) if filter else None, "diversity": diversity, "max_rate": max_rate}
+        return Recommendations(self._watches, {"action": "watch", "collection": collection, "user_id": user_id, **how})
 
     async def enter(self, subscription: Subscription) -> None:
         if leaving := self._leaving.get(subscription.collection):
@@ -432,7 +494,8 @@ class Client:
                         # The reader may not have seen yet that the connection is gone; let it.
                         await asyncio.sleep(0)
         except TimeoutError:
-            raise RequestTimeout(f"no answer to {command['action']} within {self._timeout_s:g} s") from None
+            name = command.get("type") or command["action"]
+            raise RequestTimeout(f"no answer to {name} within {self._timeout_s:g} s") from None
 
     async def _exchange(
         self, command: dict[str, Any], at_once: Callable[[dict[str, Any]], None] | None
@@ -537,7 +600,7 @@ class Client:
         kind = message["type"]
         if message.get("ref") is not None:
             self._take_reply(message)
-        elif kind in ("watch_update", "unwatched"):
+        elif kind in ("watch_update", "recommendation_update", "unwatched"):
             self._watches.take(message)
         elif kind in ("index_update", "reset", "caught_up"):
             subscription = self._subscriptions.get(message["collection"])

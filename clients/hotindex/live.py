@@ -197,9 +197,9 @@ class Watches:
 
     def take(self, message: dict[str, Any]) -> None:
         """Take in what the gateway sends of itself."""
-        watch = self._by_id.get(message["watch_id"])
+        watch = self._by_id.get(message.get("watch_id", ""))
         if watch is None:
-            return  # it was on its way when the watch was left
+            return  # it was on its way when the watch was left, or answers a producer's event
         if message["type"] != "unwatched":
             watch.push(message)
             return

@@ -163,11 +163,13 @@ class Client:
     upsert = _returning(client.Client.upsert)
     patch = _returning(client.Client.patch)
     delete = _returning(client.Client.delete)
+    interact = _returning(client.Client.interact)
     get = _returning(client.Client.get)
     search = _returning(client.Client.search)
     search_many = _returning(client.Client.search_many)
     ping = _returning(client.Client.ping)
     watch = _watching(client.Client.watch)
+    recommendations = _watching(client.Client.recommendations)
 
     def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
         """Return what gathers operations inside a `with`, and has them applied together: see `hotindex.Client`."""

@@ -116,6 +116,32 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
+class Recommendation:
+    """An item that is recommended to a user; a larger score says that the user is more likely to take it.
+
+    `metadata` are those the gateway told when it was asked, at the beginning and after a lost connection. It tells none of
+    what comes into the list later: they are None then.
+    """
+
+    id: str
+    score: float
+    metadata: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class RecommendationUpdate:
+    """What is recommended to a user from now on: `results`, the whole list, best first.
+
+    `added` are those that weren't in the RecommendationUpdate before, `removed` the ids of those that were and are no more.
+    """
+
+    user_id: str
+    added: tuple[Recommendation, ...]
+    removed: tuple[str, ...]
+    results: tuple[Recommendation, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Update:
     """A change of a document.
 
