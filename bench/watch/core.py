@@ -66,8 +66,8 @@ class Core:
                 found = self._search(np.array([self._place_of[number] for number in short]))
                 for number, nearest in zip(short, found, strict=True):
                     self._standing.refill(number, nearest)
-            for number in {*affected.changed, *affected.short}:
-                self._standing.difference(number)
+            differing = self._standing.differences({*affected.changed, *affected.short})
+            self._standing.tell(differing)
             thread_s += time.thread_time() - thread
             clock_s += time.perf_counter() - clock
             refills += len(affected.short)
