@@ -89,13 +89,11 @@ def merge(operation: Operation, stored: Stored | None, spec: Spec, vectors: Mapp
 
 
 def _computed(compute: Compute, live: Stored | None) -> Draft | Unchanged:
-    state = compute.state(live.document, live.vector) if live else compute.state(None, None)
-    checks.document_bytes(len(state.metadata.encode()), compute.id)
-    if live and live.vector == state.vector:
-        if same_json(state.metadata, live.document.metadata):
-            return Unchanged()
-        return Draft(Source.VECTOR, state.metadata, None, None)
-    return Draft(Source.VECTOR, state.metadata, None, state.vector)
+    metadata = compute.metadata(live.document if live else None)
+    checks.document_bytes(len(metadata.encode()), compute.id)
+    if live and metadata == live.document.metadata:
+        return Unchanged()
+    return Draft(Source.VECTOR, metadata, None, None if live else compute.vector)
 
 
 def patched(metadata: Metadata, changes: Metadata) -> Metadata:

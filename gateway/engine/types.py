@@ -88,24 +88,18 @@ class Remove(msgspec.Struct, frozen=True):
 
 
 class Compute(msgspec.Struct, frozen=True, eq=False):
-    """Set metadata and vector to what `state` makes of the stored document (None where there is none) and its vector.
+    """Set the metadata to what `metadata` makes of the stored document (None where there is none): JSON text of an object.
 
     It is called wherever the write is planned, in a thread, maybe several times; the latest result is what counts. What
-    it raises refuses the write.
+    it raises refuses the write. A new document gets `vector`, float32[d] of the collection's dimension.
     """
 
     id: str
-    state: Callable[[Document | None, bytes | None], State]
+    metadata: Callable[[Document | None], str]
+    vector: bytes
 
 
 Operation: TypeAlias = Put | Patch | Remove | Compute
-
-
-class State(msgspec.Struct, frozen=True):
-    """What a document is to be: JSON text of an object, and float32[d] of the collection's dimension."""
-
-    metadata: str
-    vector: bytes
 
 
 class Write(msgspec.Struct, eq=False):

@@ -17,7 +17,7 @@ from gateway.engine.merge import Stored
 from gateway.engine.plan import HeldBack, Kept, Plan, Planner, Turnover, WriteOutcome, plan
 from gateway.engine.replay import Copy, Prepared, Proposal, Sequenced
 from gateway.engine.store import Store
-from gateway.engine.types import Applied, Compute, Done, NeedsVectors, Operation, Put, Vector, Write
+from gateway.engine.types import Applied, Done, NeedsVectors, Operation, Put, Vector, Write
 
 EmbedHere: TypeAlias = Callable[[Sequence[str]], dict[str, Vector]]
 """Returns the vectors of those texts that can be embedded at once."""
@@ -259,7 +259,7 @@ class Writer:
 
 
 def _wants_vector(operation: Operation, stored: Stored) -> bool:
-    """Tell whether an operation needs the stored vector: one that computes a new one, or may bring an equal one."""
-    if isinstance(operation, Put) and operation.vector is not None:
-        return stored.vector_crc == zlib.crc32(operation.vector.data)
-    return isinstance(operation, Compute)
+    """Tell whether an operation needs the stored vector: one that may bring an equal one."""
+    if not isinstance(operation, Put) or operation.vector is None:
+        return False
+    return stored.vector_crc == zlib.crc32(operation.vector.data)

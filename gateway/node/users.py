@@ -33,12 +33,12 @@ from gateway.engine.types import (
     Operation,
     Remove,
     Span,
-    State,
     Vector,
     Write,
 )
 from gateway.errors import HotindexError, NotFound
 from gateway.live.types import Nearest
+from gateway.node.companions import VECTOR
 from gateway.push.room import Room
 from gateway.users import profile as profiles
 from gateway.users import ranking, stored
@@ -167,12 +167,11 @@ class Users:
 
     async def learn(self, user_id: str, event: Interaction, event_id: str | None) -> Done:
         """Learn an interaction; return once it is on disk."""
-        dimension = self._home.collection.spec.dimension
-        return await self._write(Compute(user_id, partial(_learned, event, self.memory, dimension)), event_id)
+        return await self._write(Compute(user_id, partial(_learned, event, self.memory), VECTOR), event_id)
 
     async def put(self, user_id: str, vector: Vector, event_id: str | None) -> Done:
         """Replace a user's direction by a vector from elsewhere."""
-        return await self._write(Compute(user_id, partial(_placed, vector, self._now())), event_id)
+        return await self._write(Compute(user_id, partial(_placed, vector, self._now()), VECTOR), event_id)
 
     async def forget(self, user_id: str) -> Done:
         """Delete all that is known of a user."""
@@ -193,9 +192,9 @@ class Users:
         """Return what is known of a user. Raises NotFound."""
         companion = await self._companion(False)
         if companion is not None:
-            found = await companion.read(partial(companion.collection.get, user_id, include_vector=True))
-            if found is not None and found[1] is not None:
-                return found[0], stored.decode(found[0], found[1]).profile
+            found = await companion.read(partial(companion.collection.get, user_id))
+            if found is not None:
+                return found[0], stored.decode(found[0]).profile
         raise NotFound(f"nothing is known of user {user_id!r} here", field="user_id")
 
     async def recommend(self, ask: Ask) -> Recommended:
@@ -310,10 +309,10 @@ class _Search:
         )
 
     def _profile(self) -> tuple[int, Profile]:
-        found = self.users and self.users.get(self.ask.user_id, include_vector=True)
-        if not found or found[1] is None:
+        found = self.users and self.users.get(self.ask.user_id)
+        if not found:
             return 0, profiles.EMPTY
-        return found[0].version, stored.decode(found[0], found[1]).profile
+        return found[0].version, stored.decode(found[0]).profile
 
     def _near(self, profile: Profile, seen: frozenset[str]) -> tuple[Near, ...]:
         anchors = ranking.anchors(profile)
@@ -340,19 +339,17 @@ def _collection(home: Home | None) -> Collection | None:
     return None if home is None else home.collection
 
 
-def _learned(
-    event: Interaction, memory: Memory, dimension: int, document: Document | None, vector: bytes | None
-) -> State:
-    return stored.encode(stored.learned(_known(document, vector), event, memory), dimension)
+def _learned(event: Interaction, memory: Memory, document: Document | None) -> str:
+    return stored.encode(stored.learned(_known(document), event, memory))
 
 
-def _placed(placed: Vector, at: int, document: Document | None, vector: bytes | None) -> State:
-    known = _known(document, vector)
-    return stored.encode(Known(profiles.placed(known.profile, placed, at), known.touched), len(placed))
+def _placed(placed: Vector, at: int, document: Document | None) -> str:
+    known = _known(document)
+    return stored.encode(Known(profiles.placed(known.profile, placed, at), known.touched))
 
 
-def _known(document: Document | None, vector: bytes | None) -> Known:
-    return NOBODY if document is None or vector is None else stored.decode(document, vector)
+def _known(document: Document | None) -> Known:
+    return NOBODY if document is None else stored.decode(document)
 
 
 def item_year(document: Document) -> float | None:

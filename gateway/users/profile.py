@@ -26,7 +26,7 @@ from gateway.engine.vectors import comparable
 from gateway.errors import InvalidVector
 
 DAY_S = 86_400.0
-FORMAT = 1
+FORMAT = 2
 _US = 1e6
 _LEAST_DIRECTION = 1e-3
 """Below this share of its evidence a sum is what rounding left of vectors that cancel out."""

@@ -1,13 +1,12 @@
-"""A user's profile as a document: its sum is the vector, all else the metadata."""
+"""A user's profile as the metadata of a document."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import msgspec
-import numpy as np
 
-from gateway.engine.types import Document, State
+from gateway.engine.types import Document
 from gateway.errors import StorageUnavailable
 from gateway.users.profile import EMPTY, FORMAT, Interaction, Memory, Profile, learn
 
@@ -47,22 +46,19 @@ def learned(known: Known, event: Interaction, memory: Memory) -> Known:
     return Known(learn(known.profile, event, memory), (touch, *known.touched)[:TOUCHED_MAX])
 
 
-def encode(known: Known, dimension: int) -> State:
+def encode(known: Known) -> str:
     """Return the form that is stored."""
-    vector = known.profile.vector or bytes(4 * dimension)
-    without = Known(msgspec.structs.replace(known.profile, vector=b""), known.touched)
-    return State(msgspec.json.encode(without).decode(), vector)
+    return msgspec.json.encode(known).decode()
 
 
-def decode(document: Document, vector: bytes) -> Known:
+def decode(document: Document) -> Known:
     """Return what was stored. Raises StorageUnavailable where it is damaged, or of another format."""
     found: Known = _decoded(_KNOWN, document)
     if found.profile.format != FORMAT:
         raise StorageUnavailable(
             f"the profile of user {document.id!r} has format {found.profile.format}; this version reads {FORMAT}"
         )
-    summed = vector if np.frombuffer(vector, np.float32).any() else b""
-    return Known(msgspec.structs.replace(found.profile, vector=summed), found.touched)
+    return found
 
 
 def touched(document: Document) -> tuple[Touch, ...]:
