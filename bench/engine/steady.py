@@ -90,7 +90,7 @@ def _quiet(
         raw_found.append(raw.search(row, K, EF))
         raw_times.append(time.perf_counter() - started)
         started = time.perf_counter()
-        collection.nearest(row, K, EF)
+        collection.nearest(row[np.newaxis], K, EF)
         index_times.append(time.perf_counter() - started)
         started = time.perf_counter()
         answer = collection.search(Query(row[np.newaxis], K, ef=EF))

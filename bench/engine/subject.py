@@ -105,7 +105,7 @@ def search_index(collection: Collection, queries: Matrix, k: int, ef: int) -> li
     times_s = []
     for row in queries:
         started = time.perf_counter()
-        collection.nearest(row, k, ef)
+        collection.nearest(row[np.newaxis], k, ef)
         times_s.append(time.perf_counter() - started)
     return times_s
 

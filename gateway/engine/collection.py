@@ -21,12 +21,12 @@ import structlog
 from gateway.engine import database, lineage, lives, snapshot, vectors
 from gateway.engine.checksums import Checksum, checksum
 from gateway.engine.graph import Graph
-from gateway.engine.index import Found, Index
+from gateway.engine.index import Index
 from gateway.engine.lineage import Lineage
 from gateway.engine.reader import Reader, Readers
 from gateway.engine.rebuild import Rebuild
 from gateway.engine.replay import Copy
-from gateway.engine.search import Query, Searcher
+from gateway.engine.search import Located, Query, Searcher
 from gateway.engine.snapshot import Snapshot
 from gateway.engine.store import EMBEDDINGS_BYTES, STORE_FILE, Store
 from gateway.engine.types import (
@@ -239,13 +239,19 @@ class Collection:
             assert label is not None, "a live document has a vector"
             return document, reader.vectors([label])[label] if include_vector else None
 
-    def get_many(self, document_ids: Sequence[str]) -> list[tuple[Document, bytes]]:
-        """Return those documents that there are, each with its vector, in no particular order."""
-        with self._readers.lend() as reader, reader.snapshot():
-            documents = reader.documents(document_ids)
+    def get_many(
+        self, document_ids: Sequence[str], vector_versions: Sequence[int] = ()
+    ) -> tuple[int, list[tuple[Document, bytes]]]:
+        """Return an index_version, and those documents that there are as of it, by id or by vector, each with its vector.
+
+        They are in no particular order, and twice where they are asked for twice.
+        """
+        with self._readers.lend() as reader, reader.snapshot() as index_version:
+            documents = reader.documents(document_ids) if document_ids else []
+            documents += reader.by_vector(vector_versions).values() if vector_versions else ()
             labels = [document.vector_version for document in documents if document.vector_version is not None]
             blobs = reader.vectors(labels)
-            return [(document, blobs[label]) for document, label in zip(documents, labels, strict=True)]
+            return index_version, [(document, blobs[label]) for document, label in zip(documents, labels, strict=True)]
 
     def vectors(self, vector_versions: Sequence[int]) -> dict[int, bytes]:
         """Return the vectors stored under these; those that their documents have no more aren't."""
@@ -256,9 +262,9 @@ class Collection:
         """Return the k nearest documents to each vector, all as they are stored as of one index_version."""
         return self._searcher.search(query)
 
-    def nearest(self, vector: Vector, k: int, ef: int) -> Found:
-        """Return labels and scores of the k nearest to a vector[d], without their documents."""
-        return self._searcher.nearest(vector, k, ef)
+    def nearest(self, queries: Vector, k: int, ef: int) -> Located:
+        """Return labels and scores of the k nearest to each of queries[n, d], without their documents."""
+        return self._searcher.nearest(queries, k, ef)
 
     def changes(self, span: Span, limit: int, limit_bytes: int = PAGE_BYTES, *, with_vectors: bool = False) -> Page:
         """Return a page of the net change in `span`: at most `limit` documents, of about `limit_bytes`."""

@@ -43,6 +43,15 @@ class Query:
     """Whether a list of vectors was asked about."""
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """What the index has found as of `index_version`; not `whole` where the graph didn't reach all there is."""
+
+    index_version: int
+    found: list[Found]
+    whole: bool
+
+
 class Searcher:
     """From any thread. While `applying` is held, nothing is committed."""
 
@@ -71,11 +80,12 @@ class Searcher:
             assert answer is not None, "store and index agree while nothing is committed"
             return answer
 
-    def nearest(self, vector: Vector, k: int, ef: int) -> Found:
-        """Return labels and scores of the k nearest to a vector[d], without their documents."""
-        (comparable,) = vectors.comparable(vector[np.newaxis], self._spec.metric)
+    def nearest(self, queries: Vector, k: int, ef: int) -> Located:
+        """Return labels and scores of the k nearest to each of queries[n, d], without their documents."""
+        comparable = vectors.comparable(queries, self._spec.metric)
         with self._index.view() as view:
-            return self._index.search(view, comparable, k, ef)
+            found = [self._index.search(view, one, k, ef) for one in comparable]
+            return Located(view.index_version, found, all(len(one.labels) >= min(k, view.live) for one in found))
 
     def _search_index(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:
         """Search the index, then read the documents found; None where one of them isn't as it was any more."""

@@ -12,7 +12,8 @@ from gateway.errors import InvalidArgument
 from gateway.live.standing import MAX_K
 from gateway.node import interactions, watches
 from gateway.node.feeds import Feeds
-from gateway.node.users import Ask, Home, Users
+from gateway.node.recommending import Ask
+from gateway.node.users import Home, Users
 from gateway.node.watches import Opened
 from gateway.node.watching import Watching
 from gateway.protocol import checks, messages

@@ -18,7 +18,8 @@ from gateway.engine.types import Applied, Change, EventType, Hit
 from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.live.types import Watch
-from gateway.node.users import Ask, Near, Recommended, Users
+from gateway.node.recommending import Ask, Near, Recommended
+from gateway.node.users import Users
 from gateway.node.watches import Live, Opened
 from gateway.node.watching import Watching
 from gateway.protocol import messages

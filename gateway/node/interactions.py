@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 import msgspec
-import numpy as np
 
-from gateway.engine.types import Document, Done, Put, Write
+from gateway.engine.types import Done, Put, Write
 from gateway.errors import Conflict, HotindexError, InvalidArgument, NotFound
-from gateway.node.users import Users, item_year
+from gateway.node.items import Item
+from gateway.node.users import Users
 from gateway.protocol import checks, messages
 from gateway.protocol.messages import JsonObject
 from gateway.users.actions import Vocabulary
@@ -38,8 +38,6 @@ class Place(Protocol):
 
     @property
     def name(self) -> str: ...
-
-    async def get(self, document_id: str, *, include_vector: bool) -> tuple[Document, bytes | None] | None: ...
 
     async def submit(self, write: Write, wait: bool = True) -> asyncio.Future[Done | HotindexError]: ...
 
@@ -74,28 +72,26 @@ def new_item(event: Event) -> Write | None:
 
 async def learn(place: Place, users: Users, event: Event) -> Done:
     """Learn an event; return once it is on disk. Raises NotFound where there is no such item."""
-    item = await place.get(event.item_id, include_vector=True) or await _add(place, event)
-    document, vector = item
-    assert vector is not None, "it was asked for"
-    category = msgspec.json.decode(document.metadata).get("category")
+    item = await users.item(event.item_id) or await _add(place, users, event)
+    category = msgspec.json.decode(item.document.metadata).get("category")
     interaction = Interaction(
         event.item_id,
         event.weight,
         event.at,
-        np.frombuffer(vector, np.float32),
+        item.vector,
         category if isinstance(category, str) else None,
         event.seen,
-        item_year(document),
+        None if math.isnan(item.year) else item.year,
     )
     return await users.learn(event.user_id, interaction, event.event_id)
 
 
-async def _add(place: Place, event: Event) -> tuple[Document, bytes | None]:
+async def _add(place: Place, users: Users, event: Event) -> Item:
     if (write := new_item(event)) is not None:
         outcome = await (await place.submit(write))
         if isinstance(outcome, HotindexError) and not isinstance(outcome, Conflict):
             raise outcome
-        if (item := await place.get(event.item_id, include_vector=True)) is not None:
+        if (item := await users.item(event.item_id)) is not None:
             return item
     raise NotFound(f"no document {event.item_id!r} in collection {place.name!r}", field="item_id")
 

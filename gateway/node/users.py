@@ -8,19 +8,11 @@ all profiles once after a start; nothing that is recommended is kept.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
-
-import msgspec
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol, TypeVar
 
 from gateway.engine.collection import Collection
-from gateway.engine.filter import Filter
-from gateway.engine.search import Query
 from gateway.engine.types import (
     Applied,
     Change,
@@ -28,7 +20,6 @@ from gateway.engine.types import (
     Document,
     Done,
     EventType,
-    Hit,
     ItemResult,
     Operation,
     Remove,
@@ -37,29 +28,20 @@ from gateway.engine.types import (
     Write,
 )
 from gateway.errors import HotindexError, NotFound
-from gateway.live.types import Nearest
 from gateway.node.companions import VECTOR
+from gateway.node.items import Item, Items
+from gateway.node.recommending import Ask, Recommended, Recommending
 from gateway.push.room import Room
 from gateway.users import profile as profiles
 from gateway.users import ranking, stored
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Interaction, Memory, Profile
-from gateway.users.ranking import NEAREST, Candidates
 from gateway.users.stored import NOBODY, Known
 
 _T = TypeVar("_T")
 _PAGE = 2048
 _LATEST = 1000
 """Of a collection's latest changes, new items are looked for among so many after a start."""
-
-_EF = 128
-
-
-class _Dated(msgspec.Struct):
-    year: Any = None
-
-
-_YEAR = msgspec.json.Decoder(_Dated)
 
 
 class Home(Protocol):
@@ -78,63 +60,6 @@ class Home(Protocol):
     async def submit(self, write: Write, wait: bool = True) -> asyncio.Future[Done | HotindexError]: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What to recommend. `diversity` is from 0, the best one after the other, to 1, the least alike."""
-
-    user_id: str
-    k: int
-    where: Filter | None = None
-    diversity: float | None = None
-    vectors: bool = False
-    """Whether hits are to have them."""
-
-
-@dataclass(frozen=True, slots=True)
-class Near:
-    """The items nearest to one of the vectors that stand for a profile."""
-
-    query: Vector
-    nearest: Nearest
-
-
-@dataclass(frozen=True, slots=True)
-class Recommended:
-    """What was found for a user as of an index_version, best first.
-
-    `near` is what was searched for, without `seen`.
-    """
-
-    index_version: int
-    version: int
-    """The profile's."""
-    hits: tuple[Hit, ...]
-    near: tuple[Near, ...] = ()
-    seen: frozenset[str] = frozenset()
-
-
-@dataclass(slots=True)
-class _Shelf:
-    """Popular items with their vectors (unit length), as they are stored now.
-
-    What was read while one of them changed isn't put in: `generation` tells.
-    """
-
-    items: dict[str, tuple[Document, Vector]] = field(default_factory=dict)
-    generation: int = 0
-
-    def change(self, ids: Iterable[str]) -> None:
-        self.generation += 1
-        for document_id in ids:
-            self.items.pop(document_id, None)
-
-    def put(self, items: dict[str, tuple[Document, Vector]], generation: int, capacity: int) -> None:
-        if generation == self.generation:
-            self.items.update(items)
-            while len(self.items) > capacity:
-                del self.items[next(iter(self.items))]
-
-
 class Users:
     """Call on the event loop. `companion` returns the collection of the users, made if need be and asked for.
 
@@ -150,12 +75,12 @@ class Users:
     ) -> None:
         self._home = home
         self._companion = companion
+        self.items = Items(home.collection)
         self.memory = memory
         self._now = now
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
         self._lock = asyncio.Lock()
-        self._shelf = _Shelf()
         self.learned: list[Callable[[Sequence[str]], None]] = []
         """Called with the ids of users whose profiles have changed."""
         home.listeners.append(self._items_changed)
@@ -197,6 +122,11 @@ class Users:
                 return found[0], stored.decode(found[0]).profile
         raise NotFound(f"nothing is known of user {user_id!r} here", field="user_id")
 
+    async def item(self, item_id: str) -> Item | None:
+        """Return an item, None where there is none."""
+        item = self.items.get(item_id)
+        return item or (await self._home.read(partial(self.items.by_id, [item_id]))).get(item_id)
+
     async def recommend(self, ask: Ask) -> Recommended:
         """Return what is recommended to a user now; to one who isn't known, what is popular and what is new."""
         companion = await self._companion(False)
@@ -204,12 +134,8 @@ class Users:
         now = self._now()
         limit = max(ranking.POPULAR, 2 * ask.k) if ask.where is None else popularity.capacity
         popular = [item_id for item_id, _ in popularity.top(limit, now)]
-        generation = self._shelf.generation
-        shelf = {item_id: self._shelf.items[item_id] for item_id in popular if item_id in self._shelf.items}
-        search = _Search(self._home.collection, _collection(companion), self.memory, ask, now)
-        found, loaded = await self._home.read(partial(search.run, popular, shelf, popularity))
-        self._shelf.put(loaded, generation, popularity.capacity)
-        return found
+        recommending = Recommending(self.items, _collection(companion), popularity, popular, self.memory, now)
+        return await self._home.read(partial(recommending.recommend, ask))
 
     async def _counted(self, companion: Home | None) -> Popularity:
         """Return what is popular; counted from all profiles where that wasn't done yet."""
@@ -247,6 +173,7 @@ class Users:
                     popularity.add(touch.item_id, touch.weight, touch.at)
 
     def _items_changed(self, applied: Applied) -> None:
+        self.items.change(applied)
         if self._popularity is None:
             return
         changes = [event for event in applied.events if isinstance(event, Change)]
@@ -255,84 +182,6 @@ class Users:
                 self._popularity.remove(change.document.id)
             elif change.event_type is EventType.INSERT:
                 self._popularity.arrive(change.document.id, change.document.updated_at)
-        self._shelf.change(change.document.id for change in changes)
-
-
-@dataclass(slots=True)
-class _Search:
-    """One recommendation. `run` blocks."""
-
-    items: Collection
-    users: Collection | None
-    memory: Memory
-    ask: Ask
-    now: int
-
-    def run(
-        self, popular: Sequence[str], shelf: dict[str, tuple[Document, Vector]], popularity: Popularity
-    ) -> tuple[Recommended, dict[str, tuple[Document, Vector]]]:
-        """Return what is recommended, and what had to be read of popular items."""
-        version, profile = self._profile()
-        seen = profiles.seen(profile, self.now, self.memory)
-        near = self._near(profile, seen)
-        loaded = self._load([item_id for item_id in popular if item_id not in shelf])
-        found = {
-            item_id: (document, vector)
-            for item_id, (document, vector) in {**shelf, **loaded}.items()
-            if item_id not in seen and self._fits(document)
-        }
-        for one in near:
-            for hit in one.nearest.hits:
-                assert hit.vector is not None, "it was asked for"
-                found.setdefault(hit.document.id, (hit.document, np.frombuffer(hit.vector, np.float32)))
-        chosen = self._choose(profile, found, popularity)
-        index_version = max((one.nearest.index_version for one in near), default=self.items.index_version)
-        return Recommended(index_version, version, chosen, near, seen), loaded
-
-    def _choose(
-        self,
-        profile: Profile,
-        found: dict[str, tuple[Document, Vector]],
-        popularity: Popularity,
-    ) -> tuple[Hit, ...]:
-        ids = sorted(found)
-        if not ids:
-            return ()
-        matrix = _units(np.stack([found[one][1] for one in ids]))
-        years = np.array([item_year(found[one][0]) or math.nan for one in ids], np.float32)
-        scores = ranking.scores(profile, Candidates(ids, matrix, years), popularity, self.now, memory=self.memory)
-        lambda_ = ranking.LAMBDA if self.ask.diversity is None else 1 - self.ask.diversity
-        score_of = dict(zip(ids, scores.tolist(), strict=True))
-        chosen = ranking.diversify(ids, matrix, scores, lambda_, self.ask.k)
-        return tuple(
-            Hit(found[one][0], score_of[one], found[one][1].tobytes() if self.ask.vectors else None) for one in chosen
-        )
-
-    def _profile(self) -> tuple[int, Profile]:
-        found = self.users and self.users.get(self.ask.user_id)
-        if not found:
-            return 0, profiles.EMPTY
-        return found[0].version, stored.decode(found[0]).profile
-
-    def _near(self, profile: Profile, seen: frozenset[str]) -> tuple[Near, ...]:
-        anchors = ranking.anchors(profile)
-        if not anchors:
-            return ()
-        query = Query(np.stack(anchors), NEAREST, self.ask.where, excluded=seen, include_vector=True, ef=_EF)
-        answer = self.items.search(query)
-        return tuple(
-            Near(anchor, Nearest(answer.index_version, hits, len(hits) < NEAREST))
-            for anchor, hits in zip(anchors, answer.results, strict=True)
-        )
-
-    def _load(self, ids: Sequence[str]) -> dict[str, tuple[Document, Vector]]:
-        return {
-            document.id: (document, np.frombuffer(blob, np.float32))
-            for document, blob in (self.items.get_many(ids) if ids else ())
-        }
-
-    def _fits(self, document: Document) -> bool:
-        return self.ask.where is None or self.ask.where.matches(msgspec.json.decode(document.metadata))
 
 
 def _collection(home: Home | None) -> Collection | None:
@@ -350,20 +199,6 @@ def _placed(placed: Vector, at: int, document: Document | None) -> str:
 
 def _known(document: Document | None) -> Known:
     return NOBODY if document is None else stored.decode(document)
-
-
-def item_year(document: Document) -> float | None:
-    """Return the year that an item's metadata say it is from."""
-    year = _YEAR.decode(document.metadata).year
-    return float(year) if isinstance(year, int | float) and 0 < year < math.inf else None
-
-
-def _units(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return rows of unit length; zeros, which some metrics allow, stay zeros."""
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    units: npt.NDArray[np.float32] = np.zeros_like(matrix)
-    np.divide(matrix, lengths, out=units, where=lengths > 0)
-    return units
 
 
 def _count(items: Collection, users: Collection | None) -> tuple[Popularity, int]:

@@ -7,7 +7,7 @@ instead of all that is there shrinking, so that an event costs one addition, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
 
@@ -39,11 +39,16 @@ class Popularity:
     def __init__(self, attention: Attention | None = None) -> None:
         self._attention = attention or Attention()
         self._landmark: int | None = None
-        self._counts: dict[str, float] = {}
         self._arrived: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._places: dict[str, int] = {}
+        # What an item has counted, and what being new counts, as of the landmark, by its place. The last is nobody's.
+        self._counted = np.zeros(self.capacity + 3)
+        self._novel = np.zeros(self.capacity + 3)
+        self._counting = 0
 
     def __len__(self) -> int:
-        return len(self._counts)
+        return self._counting
 
     @property
     def capacity(self) -> int:
@@ -52,72 +57,98 @@ class Popularity:
 
     def add(self, item_id: str, weight: float, at: int) -> None:
         """Count an interaction; those that speak against an item (`weight` below 0) are none."""
-        if weight > 0:
-            grown = weight * self._growth(at)
-            self._counts[item_id] = self._counts.get(item_id, 0.0) + grown
-            if len(self._counts) > self._attention.capacity:
-                self._shed()
+        if weight <= 0 or (grown := weight * self._growth(at)) == 0.0:
+            return
+        place = self._place(item_id)
+        self._counting += self._counted[place] == 0.0
+        self._counted[place] += grown
+        if self._counting > self._attention.capacity:
+            self._shed()
 
     def arrive(self, item_id: str, at: int) -> None:
         """Note that an item is new."""
+        growth = self._growth(at)
         self._arrived[item_id] = at
+        self._novel[self._place(item_id)] = self._attention.arrival_weight * growth
         if len(self._arrived) > self._attention.arrivals:
-            del self._arrived[min(self._arrived, key=lambda one: (self._arrived[one], one))]
+            oldest = min(self._arrived, key=lambda one: (self._arrived[one], one))
+            del self._arrived[oldest]
+            self._novel[self._places[oldest]] = 0.0
+            self._release(oldest)
 
     def remove(self, item_id: str) -> None:
         """Forget an item that is no more."""
-        self._counts.pop(item_id, None)
         self._arrived.pop(item_id, None)
+        if item_id in self._places:
+            self._uncount(item_id)
+            self._novel[self._places[item_id]] = 0.0
+            self._release(item_id)
 
     def count(self, item_id: str, now: int) -> float:
         """Return what the item counts as of `now`."""
-        return self._counts.get(item_id, 0.0) * self._shrink(now) + self._novelty(item_id, now)
+        return float(self.counts((item_id,), now)[0])
 
     def counts(self, item_ids: Sequence[str], now: int) -> npt.NDArray[np.float64]:
         """Return what each item counts as of `now`."""
-        grown = np.fromiter((self._counts.get(item_id, 0.0) for item_id in item_ids), np.float64, len(item_ids))
-        counted = grown * self._shrink(now)
-        if not self._arrived.keys().isdisjoint(item_ids):
-            counted += [self._novelty(item_id, now) for item_id in item_ids]
+        places = np.fromiter((self._places.get(item_id, -1) for item_id in item_ids), np.int64, len(item_ids))
+        counted: npt.NDArray[np.float64] = (self._counted[places] + self._novel[places]) * self._shrink(now)
         return counted
 
     def top(self, limit: int, now: int) -> list[tuple[str, float]]:
         """Return the items that count most as of `now`, with their counts, largest first (ties by id)."""
-        counts = np.fromiter(self._counts.values(), np.float64, len(self._counts))
-        least = np.partition(counts, -limit)[-limit] if 0 < limit < len(counts) else 0.0
-        ids, shrink = list(self._counts), self._shrink(now)
-        found = {ids[i]: float(counts[i]) * shrink for i in np.flatnonzero(counts >= least).tolist()}
-        for item_id in self._arrived:
-            found[item_id] = self.count(item_id, now)
-        return sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:limit]
+        size = len(self._ids)
+        counts = (self._counted[:size] + self._novel[:size]) * self._shrink(now)
+        least = np.partition(counts, -limit)[-limit] if 0 < limit < size else 0.0
+        found = [(self._ids[place], float(counts[place])) for place in np.flatnonzero(counts >= least).tolist()]
+        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+
+    def _place(self, item_id: str) -> int:
+        place = self._places.setdefault(item_id, len(self._ids))
+        if place == len(self._ids):
+            self._ids.append(item_id)
+        return place
+
+    def _uncount(self, item_id: str) -> None:
+        place = self._places[item_id]
+        self._counting -= self._counted[place] != 0.0
+        self._counted[place] = 0.0
+
+    def _release(self, item_id: str) -> None:
+        """Give up an item's place if nothing stands there; the last one takes it."""
+        place = self._places[item_id]
+        if self._counted[place] or self._novel[place]:
+            return
+        del self._places[item_id]
+        last = self._ids.pop()
+        if last != item_id:
+            self._ids[place], self._places[last] = last, place
+            for values in (self._counted, self._novel):
+                values[place], values[len(self._ids)] = values[len(self._ids)], 0.0
 
     def _growth(self, at: int) -> float:
         if self._landmark is None:
             self._landmark = at
         if self._ages(at - self._landmark) > _LONGEST_EXPONENT:
             shrink = self._shrink(at)
-            self._counts = dict(self._brought(shrink))
+            self._counted *= shrink
+            self._novel *= shrink
             self._landmark = at
+            self._counting = int(np.count_nonzero(self._counted))
+            for item_id in list(self._ids):
+                self._release(item_id)
         return math.exp(self._ages(at - self._landmark))
-
-    def _brought(self, shrink: float) -> Iterator[tuple[str, float]]:
-        for item_id, counted in self._counts.items():
-            if counted * shrink > 0.0:
-                yield item_id, counted * shrink
 
     def _shrink(self, now: int) -> float:
         if self._landmark is None:
             return 0.0
         return math.exp(-max(self._ages(now - self._landmark), -_LONGEST_EXPONENT))
 
-    def _novelty(self, item_id: str, now: int) -> float:
-        at = self._arrived.get(item_id)
-        return 0.0 if at is None else self._attention.arrival_weight * math.exp(-self._ages(max(0, now - at)))
-
     def _ages(self, span_us: int) -> float:
         return span_us / (self._attention.tau_s * _US)
 
     def _shed(self) -> None:
         surplus = max(1, self._attention.capacity // 5)
-        for item_id, _ in nsmallest(surplus, self._counts.items(), key=lambda pair: (pair[1], pair[0])):
-            del self._counts[item_id]
+        counted = ((self._counted[self._places[one]], one) for one in self._ids if self._counted[self._places[one]])
+        for _, item_id in nsmallest(surplus, counted):
+            self._uncount(item_id)
+            self._release(item_id)

@@ -68,3 +68,34 @@ def test_years_of_events_dont_overflow() -> None:
     assert popularity.count("a", 99 * 50 * DAY) == pytest.approx(1.0)
     assert popularity.count("a", 10_000 * DAY) == 0.0
     assert math.isfinite(popularity.count("a", 0))
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(["add", "arrive", "remove"]), st.sampled_from("abcdef"), st.integers(0, 3 * DAY)),
+    max_size=30,
+)
+
+
+@given(steps)
+def test_whatever_comes_and_goes_the_rest_keeps_its_counts(taken: list[tuple[str, str, int]]) -> None:
+    popularity, now = Popularity(ATTENTION), 3 * DAY
+    counts: dict[str, float] = {}
+    arrived: dict[str, int] = {}
+    for step, item_id, at in taken:
+        if step == "add":
+            popularity.add(item_id, 0.7, at)
+            counts[item_id] = counts.get(item_id, 0.0) + 0.7 * math.exp((at - now) / DAY)
+        elif step == "arrive":
+            popularity.arrive(item_id, at)
+            arrived[item_id] = at
+            if len(arrived) > ATTENTION.arrivals:
+                del arrived[min(arrived, key=lambda one: (arrived[one], one))]
+        else:
+            popularity.remove(item_id)
+            counts.pop(item_id, None)
+            arrived.pop(item_id, None)
+    expected = dict(counts)
+    for item_id, at in arrived.items():
+        expected[item_id] = expected.get(item_id, 0.0) + 0.5 * math.exp((at - now) / DAY)
+    assert len(popularity) == len(counts)
+    assert dict(popularity.top(99, now)) == pytest.approx(expected)

@@ -1,0 +1,122 @@
+"""The items that recommendations weigh, in memory as they are stored: the same ones are weighed again and again."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from gateway.engine.collection import Collection
+from gateway.engine.types import Applied, Change, Document, Vector
+
+CAPACITY = 16_384
+
+
+class _Dated(msgspec.Struct):
+    year: Any = None
+
+
+_YEAR = msgspec.json.Decoder(_Dated)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Item:
+    """`vector` is the one stored, float32[d], `length` its length; `year` the one the item is from, nan where unknown."""
+
+    document: Document
+    vector: Vector
+    length: float
+    year: float
+
+
+class Items:
+    """From any thread, but for `change`, which is called on the event loop with each commit, before it is acknowledged.
+
+    Beyond `capacity` those read first go, a fifth at once. Methods that read block, and raise StorageUnavailable.
+    """
+
+    def __init__(self, collection: Collection, capacity: int = CAPACITY) -> None:
+        self.collection = collection
+        self._capacity = capacity
+        self._lock = threading.Lock()
+        self._items: dict[str, Item] = {}
+        self._ids: dict[int, str] = {}
+        """By vector_version."""
+        self._through = 0
+        """The index_version of the last commit that is taken into account."""
+
+    def change(self, applied: Applied) -> None:
+        """Forget what a commit changes."""
+        with self._lock:
+            self._through = applied.index_version
+            for event in applied.events:
+                if isinstance(event, Change):
+                    self._forget(event.document.id)
+
+    def get(self, item_id: str) -> Item | None:
+        """Return an item if it is at hand. Doesn't block."""
+        return self._items.get(item_id)
+
+    def by_id(self, item_ids: Sequence[str]) -> dict[str, Item]:
+        """Return those items that there are, in the order asked for."""
+        found = {item_id: self._items.get(item_id) for item_id in item_ids}
+        if missing := [item_id for item_id, item in found.items() if item is None]:
+            found.update((item.document.id, item) for item in self._read(missing, ()))
+        return {item_id: item for item_id, item in found.items() if item is not None}
+
+    def by_vector(self, vector_versions: Iterable[int]) -> dict[int, Item]:
+        """Return the items that have these vectors; those whose vectors are others by now aren't there."""
+        found: dict[int, Item] = {}
+        missing: list[int] = []
+        for version in dict.fromkeys(vector_versions):
+            item = self._items.get(self._ids.get(version, ""))
+            if item is not None and item.document.vector_version == version:
+                found[version] = item
+            else:
+                missing.append(version)
+        for item in self._read((), missing) if missing else ():
+            assert item.document.vector_version is not None, "it was found by it"
+            found[item.document.vector_version] = item
+        return found
+
+    def _read(self, item_ids: Sequence[str], vector_versions: Sequence[int]) -> list[Item]:
+        index_version, found = self.collection.get_many(item_ids, vector_versions)
+        items = [_item(document, blob) for document, blob in found]
+        with self._lock:
+            # Of what was read before the last commit, one that it changes may be older than what it says.
+            if index_version >= self._through:
+                for item in items:
+                    self._keep(item)
+        return items
+
+    def _keep(self, item: Item) -> None:
+        document = item.document
+        self._forget(document.id)
+        if len(self._items) >= self._capacity:
+            for item_id in list(islice(self._items, self._capacity // 5 + 1)):
+                self._forget(item_id)
+        assert document.vector_version is not None, "a live document has a vector"
+        self._items[document.id] = item
+        self._ids[document.vector_version] = document.id
+
+    def _forget(self, item_id: str) -> None:
+        item = self._items.pop(item_id, None)
+        if item is not None and item.document.vector_version is not None:
+            self._ids.pop(item.document.vector_version, None)
+
+
+def year(document: Document) -> float | None:
+    """Return the year that an item's metadata say it is from."""
+    found = _YEAR.decode(document.metadata).year
+    return float(found) if isinstance(found, int | float) and 0 < found < math.inf else None
+
+
+def _item(document: Document, blob: bytes) -> Item:
+    vector = np.frombuffer(blob, np.float32)
+    return Item(document, vector, float(np.linalg.norm(vector)), year(document) or math.nan)
