@@ -313,7 +313,7 @@ class Watching:
             some = dirty[start : start + _TOLD_AT_ONCE]
             vectors = await self._vectors(standing, some)
             known = {live.number: live for live in some if live.number is not None and self._known(standing, live)}
-            differences = standing.differences(known)
+            differences = standing.differences(number for number, live in known.items() if live.known is None)
             told = [number for number, live in known.items() if self._tell_one(standing, live, vectors, differences)]
             standing.tell(told)
             await asyncio.sleep(0)
@@ -348,9 +348,9 @@ class Watching:
         if live.closed:
             return False  # one told before it has ended it
         if live.changed is not None:
-            if self._has_news(standing, live, live.number):
+            if self._has_news(standing, live, live.number, differences):
                 live.changed()
-            return False
+            return True
         first = not live.first.done()
         if not first and not (live.begun and self._takes(live)):
             return False
@@ -379,14 +379,15 @@ class Watching:
             return False
         return True
 
-    def _has_news(self, standing: Standing, trace: Live, number: int) -> bool:
+    def _has_news(self, standing: Standing, trace: Live, number: int, differences: Mapping[int, Difference]) -> bool:
         """Tell whether a trace's answer isn't what whoever moved it knows of."""
         if trace.known is None:
-            return bool(standing.difference(number))
+            return number in differences
         known, trace.known = trace.known, None
-        answer = {one.document.id for one in standing.answer(number)}
-        stale = known.index_version < standing.index_version
-        return stale and answer != {hit.document.id for hit in known.hits[: trace.watch.k]}
+        if known.index_version >= standing.index_version:
+            return False
+        answer = {document.id for document in standing.shown(number)}
+        return answer != {hit.document.id for hit in known.hits[: trace.watch.k]}
 
     def _is_due(self, live: Live) -> None:
         live.timer = None
