@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 import numpy as np
 
-from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.search import Query
-from gateway.engine.types import Hit, Vector
+from gateway.engine.types import Document, Hit, Vector
 from gateway.live.types import Nearest
 from gateway.node.items import Item, Items
 from gateway.users import profile as profiles
@@ -62,13 +61,14 @@ class Recommended:
 
 @dataclass(frozen=True, slots=True)
 class Recommending:
-    """What to recommend from: items, profiles (None: nothing is known of anyone), and what is popular at `now`.
+    """What to recommend from: items, the users' profiles, and what is popular at `now`.
 
-    `popular` has ids, the most popular first; `now` is in microseconds since the epoch.
+    `profile` returns what is stored of a user; it may block. `popular` has ids, the most popular first; `now` is in
+    microseconds since the epoch.
     """
 
     items: Items
-    users: Collection | None
+    profile: Callable[[str], Document | None]
     popularity: Popularity
     popular: Sequence[str]
     memory: Memory
@@ -76,17 +76,14 @@ class Recommending:
 
     def recommend(self, ask: Ask) -> Recommended:
         """Return what is recommended to a user. Blocks; raises StorageUnavailable."""
-        version, profile = self._profile(ask.user_id)
+        document = self.profile(ask.user_id)
+        version, profile = (document.version, stored.decode(document).profile) if document else (0, profiles.EMPTY)
         seen = profiles.seen(profile, self.now, self.memory)
         near, found = self._near(profile, ask.where, seen)
         for item in self._popular(ask, seen):
             found[item.document.id] = item
         index_version = max((one.nearest.index_version for one in near), default=self.items.collection.index_version)
         return Recommended(index_version, version, self._choose(ask, profile, found), near, seen)
-
-    def _profile(self, user_id: str) -> tuple[int, Profile]:
-        found = self.users and self.users.get(user_id)
-        return (found[0].version, stored.decode(found[0]).profile) if found else (0, profiles.EMPTY)
 
     def _near(
         self, profile: Profile, where: Filter | None, seen: frozenset[str]

@@ -40,6 +40,7 @@ from gateway.users.stored import NOBODY, Known
 
 _T = TypeVar("_T")
 _PAGE = 2048
+_LATEST_PROFILES = 256
 _LATEST = 1000
 """Of a collection's latest changes, new items are looked for among so many after a start."""
 
@@ -78,6 +79,8 @@ class Users:
         self.items = Items(home.collection)
         self.memory = memory
         self._now = now
+        self._latest: dict[str, Document | None] = {}
+        """Profiles as they were learned last: who has just done something is recommended to next."""
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
         self._lock = asyncio.Lock()
@@ -89,6 +92,7 @@ class Users:
         """Follow the collection of the users; called whenever there is another one."""
         companion.listeners.append(self._profiles_changed)
         self._popularity = self._waiting = None
+        self._latest.clear()
 
     async def learn(self, user_id: str, event: Interaction, event_id: str | None) -> Done:
         """Learn an interaction; return once it is on disk."""
@@ -134,8 +138,20 @@ class Users:
         now = self._now()
         limit = max(ranking.POPULAR, 2 * ask.k) if ask.where is None else popularity.capacity
         popular = [item_id for item_id, _ in popularity.top(limit, now)]
-        recommending = Recommending(self.items, _collection(companion), popularity, popular, self.memory, now)
+        recommending = Recommending(
+            self.items, partial(self._profile, companion), popularity, popular, self.memory, now
+        )
         return await self._home.read(partial(recommending.recommend, ask))
+
+    def _profile(self, companion: Home | None, user_id: str) -> Document | None:
+        """Return what is stored of a user, from any thread. Blocks."""
+        if companion is None:
+            return None
+        try:
+            return self._latest[user_id]
+        except KeyError:  # the event loop may have dropped it just now
+            found = companion.collection.get(user_id)
+        return found[0] if found else None
 
     async def _counted(self, companion: Home | None) -> Popularity:
         """Return what is popular; counted from all profiles where that wasn't done yet."""
@@ -162,9 +178,14 @@ class Users:
             self._waiting.append(applied)
         elif self._popularity is not None:
             self._take(self._popularity, applied)
-        users = [event.document.id for event in applied.events if isinstance(event, Change)]
+        documents = [event.document for event in applied.events if isinstance(event, Change)]
+        for document in documents:
+            self._latest.pop(document.id, None)
+            self._latest[document.id] = None if document.deleted else document
+        while len(self._latest) > _LATEST_PROFILES:
+            del self._latest[next(iter(self._latest))]
         for learned in self.learned:
-            learned(users)
+            learned([document.id for document in documents])
 
     def _take(self, popularity: Popularity, applied: Applied) -> None:
         for event in applied.events:
