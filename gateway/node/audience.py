@@ -48,6 +48,11 @@ class Audience:
         self.users.attach(companion)
         self.feeds.look_again()
 
+    async def stop(self) -> None:
+        """Close the connections of all who watch, and follow the collection of the users no more."""
+        await self.feeds.stop()
+        self.users.leave()
+
     async def learn(self, command: messages.Learn) -> Done:
         """Learn what a user did; return once it is on disk. Raises what is wrong with the command."""
         event = interactions.event(command, self._vocabulary, self._now())

@@ -132,7 +132,7 @@ class Hosted:
         changed, close the files.
         """
         if self.audience is not None:
-            await self.audience.feeds.stop()
+            await self.audience.stop()
         await self.watching.stop()
         await (self.committer.abandon() if abandon else self.committer.stop())
         await self.bus.stop()

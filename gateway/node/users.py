@@ -81,6 +81,7 @@ class Users:
         self._now = now
         self._latest: dict[str, Document | None] = {}
         """Profiles as they were learned last: who has just done something is recommended to next."""
+        self._followed: Home | None = None
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
         self._lock = asyncio.Lock()
@@ -90,9 +91,17 @@ class Users:
 
     def attach(self, companion: Home) -> None:
         """Follow the collection of the users; called whenever there is another one."""
+        self.leave()
+        self._followed = companion
         companion.listeners.append(self._profiles_changed)
         self._popularity = self._waiting = None
         self._latest.clear()
+
+    def leave(self) -> None:
+        """Follow the collection of the users no more."""
+        if self._followed is not None:
+            self._followed.listeners.remove(self._profiles_changed)
+            self._followed = None
 
     async def learn(self, user_id: str, event: Interaction, event_id: str | None) -> Done:
         """Learn an interaction; return once it is on disk."""
