@@ -19,7 +19,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import structlog
 
@@ -35,10 +34,10 @@ from gateway.engine.replay import Prepared, Sequenced
 from gateway.engine.types import Applied, Done, NeedsVectors, Spec, Write
 from gateway.errors import StorageUnavailable
 from gateway.faults import internal
+from gateway.threads import run_whole
 
 log = structlog.get_logger(__name__)
 
-_T = TypeVar("_T")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 1.0
 _PAUSES_TO_SETTLE = 4
 """Who is away for a moment must be back before the others go on without what it has."""
@@ -236,13 +235,13 @@ class SharedBus:
     async def _apply(self) -> None:
         await self._room()
         if (prepared := self._follower.confirmed) is not None:
-            applied = await self._in_thread(partial(self._writer.confirm, prepared))
+            applied = await run_whole(self._executor, partial(self._writer.confirm, prepared))
             self._follower.applied(1)
             self._publish(applied)
             return
         found = self._follower.next()
         replay = partial(self._writer.replay, found, with_vectors=self._listener.wants_vectors)
-        applied, ended = await self._in_thread(replay)
+        applied, ended = await run_whole(self._executor, replay)
         self._follower.applied(len(found))
         proposals = itertools.chain.from_iterable(batch.proposals for batch in found)
         for proposal, done in zip(proposals, ended, strict=True):
@@ -293,7 +292,7 @@ class SharedBus:
             self._give_up(state.starts[-1][1])
         if state.term != self._writer.term:
             known_as = self._collection.public_epoch
-            await self._in_thread(partial(self._writer.begin_term, state.term, state.starts))
+            await run_whole(self._executor, partial(self._writer.begin_term, state.term, state.starts))
             if known_as != self._collection.public_epoch:
                 self._listener.renewed()
         follower.hole = True
@@ -356,7 +355,7 @@ class SharedBus:
         self._unknowable |= self._open
         async for copy in self._peers.copies(self._name, follower.epoch, follower.term, self.position):
             await self._room()
-            applied = await self._in_thread(partial(self._writer.adopt, copy))
+            applied = await run_whole(self._executor, partial(self._writer.adopt, copy))
             if applied is not None:
                 self._publish(applied)
         follower.jump(self.position)
@@ -413,7 +412,7 @@ class SharedBus:
         origin, with_vectors = self._options.origin, self._listener.wants_vectors
         some_numbers = [numbers[i] for i in left]
         prepare = partial(self._writer.prepare, some, origin, some_numbers, with_vectors=with_vectors)
-        prepared = await self._in_thread(prepare)
+        prepared = await run_whole(self._executor, prepare)
         if self._recognize(writes, numbers, outcomes):
             # It was prepared a second time, on top of itself.
             return
@@ -501,12 +500,3 @@ class SharedBus:
         await self.reach(last)
         # Nodes that lost the order may have agreed on less since then; what they gave up comes again.
         return ended if self._follower.holds(term, last) else {}
-
-    async def _in_thread(self, work: Callable[[], _T]) -> _T:
-        """Run `work` in a thread. Cancelled, this still waits for it: the collection may be closed right after."""
-        future = asyncio.get_running_loop().run_in_executor(self._executor, work)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            await asyncio.wait([future])
-            raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -21,6 +20,7 @@ from gateway.errors import StorageUnavailable
 from gateway.node.datadir import DataDirectory
 from gateway.node.registry import Life
 from gateway.protocol.codec import JSON
+from gateway.threads import run_whole
 
 _PAGE = 2048
 
@@ -35,15 +35,14 @@ async def copy(
     purged_through: int = 0,
 ) -> None:
     """Make a copy, ready to be put in place. Raises what `copies` raises, and StorageUnavailable."""
-    loop = asyncio.get_running_loop()
     path = directory.copying(life.spec.name)
     make = partial(Copying, path, life.spec, life.epoch, now)
-    copying = await loop.run_in_executor(executor, make)
+    copying = await run_whole(executor, make)
     try:
         if copies is not None:
             async for page in copies:
-                await loop.run_in_executor(executor, copying.adopt, page)
-        await loop.run_in_executor(executor, copying.finish, state.term, state.starts, purged_through)
+                await run_whole(executor, partial(copying.adopt, page))
+        await run_whole(executor, partial(copying.finish, state.term, state.starts, purged_through))
     except BaseException:
         copying.abandon()
         raise
