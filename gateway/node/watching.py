@@ -14,9 +14,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.engine.types import Applied, Change
 from gateway.errors import HotindexError, NotFound
@@ -24,6 +24,7 @@ from gateway.faults import internal
 from gateway.live.standing import Standing
 from gateway.live.types import Difference, Nearest, Watch
 from gateway.node import queries, watches
+from gateway.node.parking import Parking
 from gateway.node.recent import RecentVectors
 from gateway.node.watches import Found, Live, Opened, Turn
 from gateway.protocol import messages
@@ -62,14 +63,13 @@ class Watching:
         self._task: asyncio.Task[None] | None = None
         self._searches: set[asyncio.Task[None]] = set()
         self._searching = 0
-        self._drains: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._waiting: deque[Applied] = deque()
         self._waiting_bytes = 0
         self._wanting: dict[Live, None] = {}
         self._found: list[Found] = []
         self._dirty: dict[Live, None] = {}
-        self._parked: dict[Sink, set[Live]] = {}
+        self._parking: Parking[Live] = Parking(self._mark)
         self._gone: list[Live] = []
         self._ended = False
         self.passed_over = 0
@@ -83,7 +83,7 @@ class Watching:
     @property
     def behind(self) -> int:
         """The number of watches that wait for their sockets."""
-        return sum(map(len, self._parked.values()))
+        return len(self._parking)
 
     @property
     def wants_vectors(self) -> bool:
@@ -204,10 +204,9 @@ class Watching:
     async def stop(self) -> None:
         """Abandon what is watched, and wait for the threads."""
         self.abandon()
-        for drain in self._drains:
-            drain.cancel()
+        await self._parking.stop()
         # What runs in a thread can't be cancelled, and ends soon.
-        if tasks := [*([self._task] if self._task else []), *self._searches, *self._drains]:
+        if tasks := [*([self._task] if self._task else []), *self._searches]:
             await asyncio.wait(tasks)
 
     async def _run(self, standing: Standing) -> None:
@@ -324,7 +323,9 @@ class Watching:
         found: dict[int, bytes] = {}
         lacking: list[int] = []
         for live in lives:
-            if not live.shows_vectors or not self._known(standing, live) or now < live.due or live.sink in self._parked:
+            if not live.shows_vectors or not self._known(standing, live):
+                continue
+            if now < live.due or self._parking.holds(live.sink):
                 continue
             for version in _versions(standing, live):
                 vector = self._recent.get(version)
@@ -375,7 +376,7 @@ class Watching:
                 live.timer = loop.call_at(live.due, self._is_due, live)
             return False
         if not live.sink.offer(b""):
-            self._park(live)
+            self._parking.park(live)
             return False
         return True
 
@@ -393,22 +394,6 @@ class Watching:
         live.timer = None
         self._mark(live)
 
-    def _park(self, live: Live) -> None:
-        """Leave a watch alone until its socket takes something again."""
-        if live.sink in self._parked:
-            self._parked[live.sink].add(live)
-        else:
-            self._parked[live.sink] = {live}
-            _start(self._drain(live.sink), self._drains)
-
-    async def _drain(self, sink: Sink) -> None:
-        try:
-            await sink.drained()
-        finally:
-            parked = self._parked.pop(sink)
-        for live in parked:
-            self._mark(live)
-
     def _search_on(self) -> None:
         """Start searches, as many as may run at once."""
         ready = (live for live in self._wanting if not live.searching)
@@ -417,7 +402,9 @@ class Watching:
             live.searching = True
             self.searches += 1
             self._searching += 1
-            _start(self._search(live), self._searches)
+            task = asyncio.create_task(self._search(live))
+            self._searches.add(task)
+            task.add_done_callback(self._searches.discard)
 
     async def _search(self, live: Live) -> None:
         ticket = live.ticket
@@ -444,12 +431,6 @@ def _versions(standing: Standing, live: Live) -> list[int]:
     """Return the vector_versions of what a watch shows."""
     assert live.number is not None, "it has an answer"
     return [one.vector_version for one in standing.shown(live.number) if one.vector_version is not None]
-
-
-def _start(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-    task = asyncio.create_task(work)
-    tasks.add(task)
-    task.add_done_callback(tasks.discard)
 
 
 def _size_bytes(applied: Applied) -> int:
