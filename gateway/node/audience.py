@@ -12,12 +12,12 @@ from gateway.errors import InvalidArgument
 from gateway.live.standing import MAX_K
 from gateway.node import interactions, watches
 from gateway.node.feeds import Feeds
+from gateway.node.forms import Form
 from gateway.node.recommending import Ask
 from gateway.node.users import Home, Users
 from gateway.node.watches import Opened
 from gateway.node.watching import Watching
 from gateway.protocol import checks, messages
-from gateway.protocol.codec import Codec
 from gateway.protocol.timestamps import iso
 from gateway.push.room import Sink
 from gateway.users import profile as profiles
@@ -94,9 +94,9 @@ class Audience:
         found = await self.users.recommend(_ask(command))
         return Answer(found.index_version, (found.hits,))
 
-    async def watch(self, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Opened:
+    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
         """Return a watch of a user's recommendations. Raises what is wrong with the command."""
-        return await self.feeds.watch(_ask(command), watch_id, watches.least_pause_s(command), codec, sink)
+        return await self.feeds.watch(_ask(command), watch_id, watches.least_pause_s(command), form, sink)
 
 
 def _ask(command: messages.Search | messages.Watch) -> Ask:

@@ -18,13 +18,12 @@ from gateway.engine.types import Applied, Change, EventType, Hit
 from gateway.errors import HotindexError, NotFound
 from gateway.faults import internal
 from gateway.live.types import Watch
+from gateway.node.forms import Form
 from gateway.node.recommending import Ask, Near, Recommended
 from gateway.node.users import Users
 from gateway.node.watches import Live, Opened
 from gateway.node.watching import Watching
 from gateway.protocol import messages
-from gateway.protocol.codec import Codec
-from gateway.protocol.framing import frame
 from gateway.protocol.timestamps import iso
 from gateway.push.room import Sink
 
@@ -42,7 +41,7 @@ class Feed:
 
     collection: str
     watch_id: str
-    codec: Codec
+    form: Form
     sink: Sink
     ask: Ask
     least_pause_s: float
@@ -60,7 +59,7 @@ class Feed:
     due: float = -math.inf
 
     def write(self, message: messages.Message) -> None:
-        self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
+        self.sink.write(self.form.written(message))
 
 
 class Feeds:
@@ -83,7 +82,7 @@ class Feeds:
     def __len__(self) -> int:
         return sum(map(len, self._feeds.values()))
 
-    async def watch(self, ask: Ask, watch_id: str, least_pause_s: float, codec: Codec, sink: Sink) -> Opened:
+    async def watch(self, ask: Ask, watch_id: str, least_pause_s: float, form: Form, sink: Sink) -> Opened:
         """Return a feed that is told of changes once its answer was written and `begin` called.
 
         Where this is cancelled, there is none.
@@ -91,7 +90,7 @@ class Feeds:
         if self._ended:
             raise NotFound(f"no collection {self._name!r}", field="collection")
         first = asyncio.get_running_loop().create_future()
-        feed = Feed(self._name, watch_id, codec, sink, ask, least_pause_s, first)
+        feed = Feed(self._name, watch_id, form, sink, ask, least_pause_s, first)
         self._feeds.setdefault(ask.user_id, set()).add(feed)
         self._mark(feed)
         try:
@@ -290,7 +289,7 @@ def _watching(feed: Feed, found: Recommended) -> messages.Watching:
         exact=False,
         results=tuple(
             messages.WatchResult(
-                id=hit.document.id, score=hit.score, metadata=feed.codec.metadata(hit.document.metadata)
+                id=hit.document.id, score=hit.score, metadata=feed.form.metadata(hit.document.metadata)
             )
             for hit in found.hits
         ),

@@ -26,11 +26,11 @@ from gateway.metrics import CollectionState, Metrics
 from gateway.node import queries
 from gateway.node.audience import Audience
 from gateway.node.exchange import Info
+from gateway.node.forms import Form
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
 from gateway.node.watches import Opened
 from gateway.node.watching import Watching
 from gateway.protocol import messages
-from gateway.protocol.codec import Codec
 from gateway.push.room import Room, RoomLimits, Sink
 
 _T = TypeVar("_T")
@@ -215,10 +215,10 @@ class Hosted:
     async def user(self, user_id: str) -> messages.UserMessage:
         return await self.users.describe(user_id)
 
-    async def watch(self, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Opened:
+    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
         if command.user_id is not None:
-            return await self.users.watch(command, watch_id, codec, sink)
-        return await self.watching.watch(command, watch_id, codec, sink)
+            return await self.users.watch(command, watch_id, form, sink)
+        return await self.watching.watch(command, watch_id, form, sink)
 
     def close_watches(self) -> None:
         """Tell all who watch that there is no more to come: the collection is dropped."""

@@ -33,6 +33,7 @@ from gateway.node.alone import Cluster, SingleNode
 from gateway.node.audience import Audience, learnable
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
+from gateway.node.forms import ForClient
 from gateway.node.hosted import Hosted, Threads
 from gateway.node.joining import Again
 from gateway.node.rates import WriteRates
@@ -524,7 +525,7 @@ class Node:
         """Return a watch that is told of changes once its answer was written and `begin` called. Raises what is wrong
         with the command.
         """
-        return await self.hosted(command.collection).watch(command, watch_id, codec, sink)
+        return await self.hosted(command.collection).watch(command, watch_id, ForClient(codec), sink)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
         served = self._hosted.get(name) or self._remotes.get(name)

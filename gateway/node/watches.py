@@ -17,9 +17,9 @@ from gateway.errors import InvalidArgument
 from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Difference, Nearest, Ranked, Watch
 from gateway.node import queries
+from gateway.node.forms import ForClient, Form
 from gateway.protocol import checks, messages
-from gateway.protocol.codec import MSGPACK, Codec
-from gateway.protocol.framing import frame
+from gateway.protocol.codec import MSGPACK
 from gateway.push.room import Sink
 
 MAX_RATE = 1000.0
@@ -38,7 +38,7 @@ class Live:
 
     collection: str
     watch_id: str
-    codec: Codec
+    form: Form
     sink: Sink
     watch: Watch
     exact: bool
@@ -75,7 +75,7 @@ class Live:
         return "vector" in self.include
 
     def write(self, message: messages.Message) -> None:
-        self.sink.write(frame(self.codec.encode(message), binary=self.codec.binary))
+        self.sink.write(self.form.written(message))
 
 
 class Closing(Protocol):
@@ -119,7 +119,7 @@ class Turn:
     """Of index_versions that too much has come after."""
 
 
-async def check(place: queries.Place, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Live:
+async def check(place: queries.Place, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Live:
     """Return the watch a command asks for, which has no answer yet. Raises what is wrong with the command."""
     given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
@@ -142,7 +142,7 @@ async def check(place: queries.Place, command: messages.Watch, watch_id: str, co
         frozenset() if command.id is None else frozenset((command.id,)),
     )
     first = asyncio.get_running_loop().create_future()
-    return Live(place.name, watch_id, codec, sink, watch, command.exact, command.include, command.id, pause_s, first)
+    return Live(place.name, watch_id, form, sink, watch, command.exact, command.include, command.id, pause_s, first)
 
 
 def least_pause_s(command: messages.Watch) -> float:
@@ -179,10 +179,13 @@ class _Nowhere:
         pass
 
 
+_UNTOLD = ForClient(MSGPACK)
+
+
 def trace(collection: str, watch: Watch, changed: Callable[[], None]) -> Live:
     """Return a watch of this process's own."""
     first = asyncio.get_running_loop().create_future()
-    return Live(collection, "", MSGPACK, _Nowhere(changed), watch, False, (), None, 0.0, first, changed)
+    return Live(collection, "", _UNTOLD, _Nowhere(changed), watch, False, (), None, 0.0, first, changed)
 
 
 def apply(standing: Standing, commits: Sequence[Applied], found: Sequence[Found]) -> Turn:
@@ -279,10 +282,11 @@ def _items(live: Live, ranked: Sequence[Ranked], vectors: Vectors) -> tuple[mess
 
 def _shown(live: Live, document: Document, vectors: Vectors) -> dict[str, Any]:
     """Return what a client is shown of a document."""
-    shown: dict[str, Any] = {"metadata": live.codec.metadata(document.metadata)}
+    form = live.form
+    shown: dict[str, Any] = {"metadata": form.metadata(document.metadata), "version": form.version(document.version)}
     if "content" in live.include:
         shown["content"] = document.content
     if live.shows_vectors:
         assert document.vector_version is not None, "a deleted document isn't shown"
-        shown["vector"] = live.codec.vector(vectors[document.vector_version])
+        shown["vector"] = form.vector(vectors[document.vector_version])
     return shown

@@ -24,11 +24,11 @@ from gateway.faults import internal
 from gateway.live.standing import Standing
 from gateway.live.types import Difference, Nearest, Watch
 from gateway.node import queries, watches
+from gateway.node.forms import Form
 from gateway.node.parking import Parking
 from gateway.node.recent import RecentVectors
 from gateway.node.watches import Found, Live, Opened, Turn
 from gateway.protocol import messages
-from gateway.protocol.codec import Codec
 from gateway.push.room import Room, Sink
 
 WAITING_BYTES = 32 << 20
@@ -90,12 +90,12 @@ class Watching:
         """Whether commits are to bring the vectors of all documents they change: one may come into a filter."""
         return self._filtered > 0
 
-    async def watch(self, command: messages.Watch, watch_id: str, codec: Codec, sink: Sink) -> Opened:
+    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
         """Return a watch that is told of changes once its answer was written and `begin` called.
 
         Raises what is wrong with the command. Where this is cancelled, there is no watch.
         """
-        live = await watches.check(self._place, command, watch_id, codec, sink)
+        live = await watches.check(self._place, command, watch_id, form, sink)
         self._enter(live)
         try:
             reply = await live.first

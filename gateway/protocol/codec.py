@@ -19,6 +19,7 @@ from gateway.errors import (
     UnknownAction,
 )
 from gateway.protocol.checks import show
+from gateway.protocol.framing import frame
 from gateway.protocol.messages import COMMANDS, Command, Ref
 
 _PATH = re.compile(r" - at `(?P<path>[^`]*)`$|`(?P<key>key)` in `(?P<of>[^`]*)`$")
@@ -54,6 +55,10 @@ class Codec:
 
     def encode(self, message: object) -> bytes:
         return self._encoder.encode(message)
+
+    def framed(self, message: object) -> bytes:
+        """Return the WebSocket frame of a message."""
+        return frame(self._encoder.encode(message), binary=self.binary)
 
     def command(self, data: bytes) -> Command:
         """Decode one client message. Raises a Rejected that carries the message's `ref`, as far as it can be read."""

@@ -312,6 +312,8 @@ class WatchResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     metadata: Any
     content: str | None = None
     vector: Any = None
+    version: int | None = None
+    """What nodes tell each other, and clients aren't told."""
 
 
 class Watching(Message, frozen=True, kw_only=True, tag="watching"):
@@ -329,6 +331,7 @@ class WatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metadata: Any
     content: str | None = None
     vector: Any = None
+    version: int | None = None
 
 
 class WatchUpdate(Message, frozen=True, kw_only=True, tag="watch_update"):

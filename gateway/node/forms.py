@@ -1,0 +1,39 @@
+"""The forms in which a watch is told: in a client's encoding, or as one node passes it on to another."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from gateway.protocol.codec import Codec
+from gateway.protocol.messages import Message
+
+
+class Form(Protocol):
+    def written(self, message: Message) -> bytes:
+        """Return a message as it goes to the sink."""
+        ...
+
+    def metadata(self, text: str) -> Any:
+        """Return stored metadata in the form in which they are shown."""
+        ...
+
+    def vector(self, blob: bytes) -> Any:
+        """Return a stored vector in the form in which it is shown."""
+        ...
+
+    def version(self, version: int) -> int | None:
+        """Return a document's version where it is shown."""
+        ...
+
+
+class ForClient:
+    def __init__(self, codec: Codec) -> None:
+        self._codec = codec
+        self.metadata = codec.metadata
+        self.vector = codec.vector
+
+    def written(self, message: Message) -> bytes:
+        return self._codec.framed(message)
+
+    def version(self, version: int) -> None:  # noqa: ARG002 - clients are told what has changed
+        return None
