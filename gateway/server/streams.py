@@ -1,4 +1,4 @@
-"""The room as Server-Sent Events: a subscriber whose events go out over HTTP."""
+"""Sinks whose bytes go out over HTTP: those of Server-Sent Events, and of what other nodes follow."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ CONTENT_TYPE = "text/event-stream"
 
 
 class EventStream:
-    """A room's sink that holds what is on its way out, and takes nothing more meanwhile. Call on the event loop.
+    """A sink that holds what is on its way out, and takes nothing more while that is over `room_bytes`. Call on the event
+    loop.
 
     `ping` is what keeps it alive while there is nothing to say.
     """
 
-    def __init__(self, transport: asyncio.Transport, ping: bytes) -> None:
+    def __init__(self, transport: asyncio.Transport, ping: bytes, room_bytes: int = 0) -> None:
         bounded(transport)
         self._ping = ping
+        self._room_bytes = room_bytes
         self._transport = transport
         self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        """With what is being written, which is in `_waiting` no more."""
         self._wake = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -31,15 +35,18 @@ class EventStream:
         self._stuck = False
 
     def offer(self, data: bytes) -> bool:
-        if self._waiting:
+        # Once it has ended it takes, and drops, everything: nobody must wait for it.
+        if self._open and self._waiting_bytes > self._room_bytes:
             return False
         self.write(data)
         return True
 
     def write(self, data: bytes) -> None:
-        if self._open:
+        if self._open and data:
             self._waiting.append(data)
-            self._drained.clear()
+            self._waiting_bytes += len(data)
+            if self._waiting_bytes > self._room_bytes:
+                self._drained.clear()
             self._wake.set()
 
     async def drained(self) -> bool:
@@ -57,8 +64,8 @@ class EventStream:
         self._drained.set()
 
     def keep_alive(self) -> None:
-        """Send a comment; but end a stream of which nothing has gone out since the last time."""
-        if not self._waiting:
+        """Send a ping; but end a stream of which nothing has gone out since the last time."""
+        if not self._waiting_bytes:
             self.write(self._ping)
         elif self._stuck:
             self.abandon()
@@ -72,11 +79,12 @@ class EventStream:
                 await self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
-                    data = memoryview(self._waiting[0])
+                    data = memoryview(b"".join(self._waiting))
+                    self._waiting.clear()
                     for start in range(0, len(data), _PIECE_BYTES):
                         await write(bytes(data[start : start + _PIECE_BYTES]))
                         self._stuck = False
-                    del self._waiting[0]
+                    self._waiting_bytes -= len(data)
                 self._drained.set()
         except ConnectionError:
             pass
