@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -102,6 +102,41 @@ class CopyCall(msgspec.Struct, frozen=True):
     limit: Limit = 2048
 
 
+class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
+    """What an edge that is to be lent watches says first; a host that is as far as `index_version` is Ready."""
+
+    epoch: str
+    index_version: Position
+
+
+class WatchCall(msgspec.Struct, frozen=True, tag="watch"):
+    """Asks for a watch, by an id that names it on this connection."""
+
+    watch_id: str
+    command: messages.Watch
+
+
+class UnwatchCall(msgspec.Struct, frozen=True, tag="unwatch"):
+    watch_id: str
+
+
+class Ready(messages.Message, frozen=True, kw_only=True, tag="ready"):
+    pass
+
+
+class Refused(messages.Message, frozen=True, kw_only=True, tag="refused"):
+    """Answers a WatchCall, or, without `watch_id`, a Greeting."""
+
+    watch_id: str | None = None
+    failure: Failure
+
+
+Lent: TypeAlias = (
+    messages.Watching | messages.WatchUpdate | messages.RecommendationUpdate | messages.Unwatched | Ready | Refused
+)
+"""What a host tells an edge. Vectors are bytes, metadata JSON, and documents have their versions."""
+
+
 class Found(msgspec.Struct, frozen=True):
     document: Document | None
     vector: bytes | None
@@ -128,6 +163,8 @@ decode_relay = msgspec.msgpack.Decoder(tuple[Position, str]).decode
 decode_page = msgspec.msgpack.Decoder(Page).decode
 decode_subscribed = msgspec.msgpack.Decoder(messages.Subscribed).decode
 decode_relayed = msgspec.msgpack.Decoder(list[Change | BatchComplete]).decode
+decode_lending = msgspec.msgpack.Decoder(Greeting | WatchCall | UnwatchCall).decode
+decode_lent = msgspec.msgpack.Decoder(Lent).decode
 
 _ERRORS = {
     kind.code: kind

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from gateway.protocol.codec import Codec
+from gateway.protocol.codec import MSGPACK, Codec
+from gateway.protocol.framing import relay_frame
 from gateway.protocol.messages import Message
 
 
@@ -37,3 +38,22 @@ class ForClient:
 
     def version(self, version: int) -> None:  # noqa: ARG002 - clients are told what has changed
         return None
+
+
+class _ForEdge:
+    """Metadata and vectors as they are stored, and versions: an edge tells differences apart, and encodes, itself."""
+
+    def written(self, message: Message) -> bytes:
+        return relay_frame(MSGPACK.encode(message))
+
+    def metadata(self, text: str) -> str:
+        return text
+
+    def vector(self, blob: bytes) -> bytes:
+        return blob
+
+    def version(self, version: int) -> int:
+        return version
+
+
+FOR_EDGE = _ForEdge()

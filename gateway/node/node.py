@@ -36,8 +36,10 @@ from gateway.node.exchange import Info
 from gateway.node.forms import ForClient
 from gateway.node.hosted import Hosted, Threads
 from gateway.node.joining import Again
+from gateway.node.lending import Lending
 from gateway.node.rates import WriteRates
 from gateway.node.registry import Holding, Life
+from gateway.node.relaying import Relaying
 from gateway.node.remote import Remote
 from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
@@ -119,6 +121,10 @@ class Node:
     def states(self) -> Iterator[CollectionState]:
         return (hosted.state() for hosted in self._hosted.values())
 
+    def relaying(self) -> Iterator[Relaying]:
+        """Return what is watched here in collections that others host."""
+        return (remote.relaying for remote in self._remotes.values())
+
     def models(self) -> list[ModelState]:
         """Return what was asked of each model, and what was spared."""
         return self._models.states((hosted.spec.model, hosted.spared) for hosted in self._hosted.values())
@@ -167,7 +173,7 @@ class Node:
             raise Overloaded(f"no node that hosts collection {name!r} is there", retry_after_s=1.0)
         info = await calls.call("info", b"", exchange.decode_info)
         observe_s = self._metrics.commit_seconds.observe
-        remote = Remote(calls, info, self._options.bounds, self._options.room, observe_s)
+        remote = Remote(calls, info, self._options.bounds, self._options.room, observe_s, self.now)
         await remote.open()
         self._remotes[name] = remote
 
@@ -240,7 +246,8 @@ class Node:
             await self.cluster.drop(name, lives.life(served.epoch))
             if name in self._hosted:
                 await self._remove(self._hosted[name])
-            else:
+            elif name in self._remotes:
+                self._remotes[name].dropped()
                 await self._let_go(name)
 
     async def _remove(self, hosted: Hosted) -> None:
@@ -492,6 +499,10 @@ class Node:
         sink.write(variant.control(subscribed))
         return partial(hosted.room.join, variant, sink, since if recovered else None)
 
+    def lend(self, name: str, sink: Sink) -> Lending:
+        """Return what another node's clients watch here, told to `sink`."""
+        return Lending(partial(self._hosted_for_another, name), sink)
+
     async def snapshot(self, name: str) -> int:
         """Write a snapshot now; return the index_version it was taken at."""
         return await self.hosted(name).upkeep.snapshot()
@@ -525,7 +536,8 @@ class Node:
         """Return a watch that is told of changes once its answer was written and `begin` called. Raises what is wrong
         with the command.
         """
-        return await self.hosted(command.collection).watch(command, watch_id, ForClient(codec), sink)
+        served = await self.served(command.collection)
+        return await served.watch(command, watch_id, ForClient(codec), sink)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
         served = self._hosted.get(name) or self._remotes.get(name)

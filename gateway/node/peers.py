@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import msgspec
 
 from gateway.engine.replay import Copy
 from gateway.node import exchange
-from gateway.node.exchange import CopyCall, Failure
+from gateway.node.exchange import CopyCall, Failure, Greeting, Refused
 
 PATH = "/v1/peer"
 CHECKSUM = "X-Checksum"
@@ -40,6 +41,9 @@ _TIMEOUTS = {
     # Texts may have to be embedded: that takes as long as it takes, while the node is alive.
     "commit": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S),
 }
+
+_SOCKET_TIMEOUTS = aiohttp.ClientWSTimeout(ws_receive=_SILENT_S, ws_close=1.0)
+_GREETED_S = 5.0
 
 _T = TypeVar("_T")
 _COPY = msgspec.msgpack.Decoder(Copy)
@@ -112,10 +116,64 @@ class PeerClient:
                             yield frame
         raise PeerFailed(f"{url}: it has ended")
 
+    async def watches(self, http: str, collection: str, greeting: Greeting) -> PeerChannel:
+        """Return a channel to a node that has answered a greeting. Raises PeerFailed, PeerRefused."""
+        url = f"{http}{PATH}/{collection}/watches"
+        with _failures(url):
+            async with asyncio.timeout(_CONNECT_S):
+                socket = await self._opened().ws_connect(url, timeout=_SOCKET_TIMEOUTS, max_msg_size=0)
+        channel = PeerChannel(http, socket)
+        try:
+            async with asyncio.timeout(_GREETED_S):
+                await channel.send(exchange.encode(greeting))
+                answer = _decoded(url, await anext(channel.frames), exchange.decode_lent)
+            if isinstance(answer, Refused):
+                raise PeerRefused(answer.failure)
+        except TimeoutError:
+            await channel.close()
+            raise PeerFailed(f"{url} says nothing") from None
+        except BaseException:
+            await channel.close()
+            raise
+        return channel
+
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         return self._session
+
+
+class PeerChannel:
+    """Messages to a node, and frames from it, in order. `close` comes last."""
+
+    def __init__(self, http: str, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.http = http
+        self._socket = socket
+        self._buffer = bytearray()
+        self._closed = False
+        self.frames = self._frames()
+        """Those that come until it is closed from here. Raises PeerFailed where it ends, or is silent for too long."""
+
+    async def send(self, message: bytes) -> None:
+        """Send a message; return once there is room for the next. Raises PeerFailed."""
+        with _failures(self.http):
+            await self._socket.send_bytes(message)
+
+    async def _frames(self) -> AsyncIterator[bytes]:
+        while not self._closed:
+            for frame in exchange.relayed(self._buffer):
+                if frame:
+                    yield frame
+            with _failures(self.http):
+                message = await self._socket.receive()
+            if message.type is aiohttp.WSMsgType.BINARY:
+                self._buffer += message.data
+            elif not self._closed:
+                raise PeerFailed(f"{self.http}: watches have ended")
+
+    async def close(self) -> None:
+        self._closed = True
+        await self._socket.close()
 
 
 def late(answer: bytes, *, failed: bool) -> bytes:

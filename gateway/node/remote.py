@@ -1,7 +1,8 @@
 """A collection that other nodes host: rooms are here, all else is asked of them.
 
-A room follows that of a host over one connection, whatever the number of its subscribers. Writes gather here as they do
-where the collection is hosted, and are forwarded a batch at a time, so that those on one document stay in order.
+A room follows that of a host over one connection, whatever the number of its subscribers, and so do watches. Writes gather
+here as they do where the collection is hosted, and are forwarded a batch at a time, so that those on one document stay in
+order.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -21,12 +23,15 @@ from gateway.faults import internal
 from gateway.ingest.commit import Committer
 from gateway.ingest.queue import Bounds
 from gateway.node import exchange
-from gateway.node.exchange import ChangesCall, GetCall, Info
+from gateway.node.exchange import ChangesCall, GetCall, Greeting, Info
+from gateway.node.forms import Form
 from gateway.node.forwarding import ForwardBus
-from gateway.node.peers import PeerClient, PeerFailed, PeerRefused
+from gateway.node.peers import PeerChannel, PeerClient, PeerFailed, PeerRefused
+from gateway.node.relaying import Relaying
+from gateway.node.watches import Opened
 from gateway.protocol import messages
 from gateway.push.events import index_version
-from gateway.push.room import Room, RoomLimits
+from gateway.push.room import Room, RoomLimits, Sink
 
 log = structlog.get_logger(__name__)
 
@@ -81,9 +86,7 @@ class Calls:
             )
         if lacking is not None:
             raise lacking
-        raise Overloaded(
-            f"no node that hosts collection {self._collection!r} can be reached: {reason}", retry_after_s=_RETRY_S
-        )
+        raise self._unreachable(reason)
 
     async def relay(self, since: int, epoch: str) -> AsyncIterator[bytes]:
         """Follow a host's room: yield frames. Raises PeerFailed, or the error a host answers with."""
@@ -99,11 +102,52 @@ class Calls:
                 raise
         raise refused or PeerFailed(f"no node that hosts collection {self._collection!r} is known")
 
+    @asynccontextmanager
+    async def watches(self, greeting: Greeting) -> AsyncIterator[PeerChannel]:
+        """Find a host that is as far as `greeting` says and lends watches. Raises Overloaded, or the error hosts answer
+        with. It is told PeerFailed where that host is lost.
+        """
+        channel = await self._lender(greeting)
+        try:
+            yield channel
+        except PeerFailed:
+            self._hosts.failed(channel.http)
+            raise
+        finally:
+            await channel.close()
+
+    async def _lender(self, greeting: Greeting) -> PeerChannel:
+        reason = "none is known"
+        refused: HotindexError | None = None
+        for http in self._hosts.candidates(self._collection)[:_TRIES]:
+            try:
+                return await self._client.watches(http, self._collection, greeting)
+            except PeerRefused as error:
+                refused = exchange.error(error.failure)
+            except PeerFailed as failed:
+                self._hosts.failed(http)
+                reason = str(failed)
+                log.warning("host_failed", collection=self._collection, http=http, reason=reason)
+        raise refused or self._unreachable(reason)
+
+    def _unreachable(self, reason: str) -> Overloaded:
+        return Overloaded(
+            f"no node that hosts collection {self._collection!r} can be reached: {reason}", retry_after_s=_RETRY_S
+        )
+
 
 class Remote:
     """Call on the event loop, between `open` and `close`."""
 
-    def __init__(self, calls: Calls, info: Info, bounds: Bounds, room: RoomLimits, observe_s: Callable[[float], None]):
+    def __init__(
+        self,
+        calls: Calls,
+        info: Info,
+        bounds: Bounds,
+        room: RoomLimits,
+        observe_s: Callable[[float], None],
+        now: Callable[[], int],
+    ) -> None:
         self.name = info.spec.name
         self.spec = info.spec
         self.epoch = info.epoch
@@ -113,6 +157,7 @@ class Remote:
         metric = info.spec.metric
         self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
         self.committer = Committer(self.name, None, ForwardBus(calls.call), bounds, lambda: 0.0, observe_s)
+        self.relaying = Relaying(self.name, info.epoch, calls.watches, now)
         self._task: asyncio.Task[None] | None = None
         self.ended = False
         """Whether the collection is another one by now, or none: this is to be closed, and opened anew."""
@@ -122,12 +167,19 @@ class Remote:
         self._task = asyncio.create_task(self._follow(), name=f"relay {self.name}")
 
     async def close(self) -> None:
-        """Forward what was submitted; send subscribers away, who come back."""
+        """Forward what was submitted; send away those who subscribe and watch, who come back."""
         await self.committer.stop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
         self.room.abandon()
+        await self.relaying.stop()
+
+    def dropped(self) -> None:
+        """Tell all who subscribe and watch that there is no more to come."""
+        self.ended = True
+        self.room.close()
+        self.relaying.close()
 
     async def info(self) -> Info:
         return await self._calls.call("info", b"", exchange.decode_info)
@@ -159,6 +211,9 @@ class Remote:
     async def user(self, user_id: str) -> messages.UserMessage:
         return await self._calls.call("user", exchange.encode(user_id), exchange.decode_user)
 
+    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
+        return await self.relaying.watch(command, watch_id, form, sink)
+
     def reaches(self, since: int, epoch: str | None) -> bool:
         if epoch is not None and not lives.holds(epoch, since, lives.life(self.epoch), self._starts):
             return False
@@ -182,14 +237,14 @@ class Remote:
                 internal(error, collection=self.name)
             await asyncio.sleep(_PAUSE_S)
         self.room.abandon()
+        self.relaying.abandon()
 
     async def _relay(self) -> None:
         began = False
         async for frame in self._calls.relay(self.room.head, self.epoch):
             if began:
                 if not exchange.is_relayed(frame):
-                    self.ended = True  # the room there is closed: the collection was dropped
-                    self.room.close()
+                    self.dropped()  # the room there is closed
                     return
                 self._publish(exchange.decode_relayed(frame))
                 continue

@@ -8,8 +8,10 @@ from typing import Protocol
 from gateway.engine.types import Answer, Document, Done, Page, Span, Spec, Write
 from gateway.errors import HotindexError
 from gateway.node.exchange import Info
+from gateway.node.forms import Form
+from gateway.node.watches import Opened
 from gateway.protocol import messages
-from gateway.push.room import Room
+from gateway.push.room import Room, Sink
 
 
 class Served(Protocol):
@@ -57,6 +59,12 @@ class Served(Protocol):
 
     async def user(self, user_id: str) -> messages.UserMessage:
         """Return what is known of a user. Raises NotFound."""
+        ...
+
+    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
+        """Return a watch that is told of changes, in `form`, once its answer was written and `begin` called. Raises what is
+        wrong with the command. Where this is cancelled, there is no watch.
+        """
         ...
 
     def reaches(self, since: int, epoch: str | None) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal, TypeVar
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from gateway.engine.filter import Filter
@@ -44,11 +45,15 @@ from gateway.server.ndjson import NDJSON_TYPE, load
 from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
 from gateway.server.streams import EventStream
 
+log = structlog.get_logger(__name__)
+
 MAX_CHANGES = 10_000
 _PEER_FACTOR = 4
 _STREAM_BYTES = 256 << 10
 """What a body of NDJSON counts as: it is read as fast as it is committed, and never whole in memory."""
 _BODY_S = 60.0
+_LENT_BYTES = 256 << 10
+"""What may be on its way to a node whose clients watch here, before it is told no more."""
 
 _MSGPACK_TYPE = "application/msgpack"
 _STATUS = {
@@ -162,6 +167,7 @@ class HttpServer:
                 web.get("/v1/nodes", self._nodes),
                 web.get("/v1/stats", self._stats),
                 web.post(f"{peers.PATH}/{{collection}}/{{call}}", self._answer_peer),
+                web.get(f"{peers.PATH}/{{collection}}/watches", self._lend),
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
                 web.get("/v1/documents/{id:.+}", self._metadata),
@@ -271,6 +277,29 @@ class HttpServer:
         response = web.StreamResponse()
         await self._pump(request, response, stream, name, self._node.relay(name, body, stream)())
         return response
+
+    async def _lend(self, request: web.Request) -> web.StreamResponse:
+        """Let another node's clients watch, for as long as it is connected."""
+        socket = web.WebSocketResponse(compress=False, max_msg_size=_PEER_FACTOR * self._message_bytes)
+        await socket.prepare(request)
+        assert request.transport is not None, "the node was there a moment ago"
+        stream = EventStream(request.transport, RELAY_PING, _LENT_BYTES)
+        lending = self._node.lend(request.match_info["collection"], stream)
+        telling = [asyncio.create_task(_send(stream, socket)), asyncio.create_task(_say_alive(stream))]
+        self._streams[stream] = asyncio.current_task()
+        try:
+            async for message in socket:
+                await lending.take(message.data if message.type is web.WSMsgType.BINARY else b"")
+        except InvalidMessage as error:
+            log.warning("peer_refused", collection=request.match_info["collection"], reason=error.message)
+        finally:
+            del self._streams[stream]
+            stream.end()
+            for task in telling:
+                task.cancel()
+            await asyncio.wait(telling)
+            await lending.end()
+        return socket
 
     async def _upsert(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
@@ -501,6 +530,18 @@ def _refuse(request: web.Request, error: HotindexError, status: int | None = Non
     if message.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(message.retry_after_s)))
     return response
+
+
+async def _send(stream: EventStream, socket: web.WebSocketResponse) -> None:
+    """Send what comes until the stream ends; then close the socket."""
+    await stream.pump(socket.send_bytes)
+    await socket.close()
+
+
+async def _say_alive(stream: EventStream) -> None:
+    while True:
+        await asyncio.sleep(peers.ALIVE_S)
+        stream.offer(RELAY_PING)
 
 
 async def _late(answering: asyncio.Task[bytes]) -> bytes:
