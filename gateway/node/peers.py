@@ -42,8 +42,8 @@ _TIMEOUTS = {
     "commit": aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_SILENT_S),
 }
 
-_SOCKET_TIMEOUTS = aiohttp.ClientWSTimeout(ws_receive=_SILENT_S, ws_close=1.0)
 _GREETED_S = 5.0
+_CLOSED_S = 1.0
 
 _T = TypeVar("_T")
 _COPY = msgspec.msgpack.Decoder(Copy)
@@ -121,7 +121,8 @@ class PeerClient:
         url = f"{http}{PATH}/{collection}/watches"
         with _failures(url):
             async with asyncio.timeout(_CONNECT_S):
-                socket = await self._opened().ws_connect(url, timeout=_SOCKET_TIMEOUTS, max_msg_size=0)
+                timeouts = aiohttp.ClientWSTimeout(ws_receive=_SILENT_S, ws_close=_CLOSED_S)
+                socket = await self._opened().ws_connect(url, timeout=timeouts, max_msg_size=0)
         channel = PeerChannel(http, socket)
         try:
             async with asyncio.timeout(_GREETED_S):

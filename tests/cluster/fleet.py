@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -88,6 +89,15 @@ class Member:
         if self._process is not None:
             self._process.kill()
             self._process = None
+
+    def freeze(self) -> None:
+        """SIGSTOP: connections stay open, and nothing comes."""
+        assert self._process is not None, "it was started"
+        self._process.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None, "it was started"
+        self._process.process.send_signal(signal.SIGCONT)
 
     async def stop(self) -> None:
         """Cleanly."""

@@ -2,64 +2,359 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import random
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+import websockets
 
 from gateway.app import Gateway
-from gateway.node.relaying import Relaying
+from gateway.node.relaying import Relayed, Relaying
 from tests.cluster.test_nodes import Fleet, ask, edged, fleet, level, redis, until  # noqa: F401 - fixtures
-from tests.conftest import JsonSocket
-from tests.server.test_watch import Watcher, at, fill, put, watcher
-
-
-def relaying(edge: Gateway) -> Relaying:
-    (found,) = edge.node.relaying()
-    return found
-
-
-@asynccontextmanager
-async def watched(fleet: Fleet, hosts: int = 1, **settings: Any) -> AsyncIterator[Scene]:  # noqa: F811
-    """Run hosts of a filled collection, and an edge with a client that writes and one that watches."""
-    async with edged(fleet, hosts, **settings) as (gateways, edge, socket), watcher(edge) as client:
-        await until(socket, "ack", action="upsert", collection="m", id="d00", vector=at(0), metadata={"n": 0})
-        await fill(socket)
-        await level(*gateways)
-        yield Scene(gateways, edge, socket, client)
+from tests.conftest import JsonMessage, JsonSocket, json_socket
+from tests.server.test_users import add_items, axis, did, recommended
+from tests.server.test_watch import Model, Watcher, at, fill, put, some_write, watcher
 
 
 class Scene:
+    """Hosts of a collection, and an edge with a client that writes and one that watches."""
+
     def __init__(self, hosts: list[Gateway], edge: Gateway, socket: JsonSocket, client: Watcher) -> None:
         self.hosts = hosts
         self.edge = edge
         self.socket = socket
         self.client = client
 
-    async def exact(self, watch_id: str, **query: Any) -> None:
-        """Wait until a client's list is what an exact search answers."""
-        search = await self.client.ask(action="search", collection="m", exact=True, **query)
+    @property
+    def relaying(self) -> Relaying:
+        (found,) = self.edge.node.relaying()
+        return found
+
+    @property
+    def relayed(self) -> Relayed:
+        """The only watch at the edge."""
+        (found,) = self.relaying._watches
+        return found
+
+    @property
+    def lent(self) -> int:
+        """How many watches there are at the hosts."""
+        return sum(len(host.node.hosted("m").watching) for host in self.hosts)
+
+    async def exact(self, watch_id: str, after: JsonMessage, **query: Any) -> None:
+        """Wait until a client's list is what an exact search answers after a write."""
+        least = after["index_version"]
+        search = await self.client.ask(action="search", collection="m", exact=True, min_index_version=least, **query)
+        assert search["type"] == "results", search
         wanted = [(item["id"], item["metadata"]) for item in search["results"]]
         while [(item["id"], item["metadata"]) for item in self.client.ranked(watch_id)] != wanted:
             await self.client.update()
 
 
+@asynccontextmanager
+async def watched(fleet: Fleet, hosts: int = 1, *, binary: bool = False, **settings: Any) -> AsyncIterator[Scene]:  # noqa: F811
+    async with (
+        edged(fleet, hosts, **settings) as (gateways, edge, socket),
+        watcher(edge, binary=binary) as client,
+    ):
+        await until(socket, "ack", action="upsert", collection="m", id="d00", vector=at(0), metadata={"n": 0})
+        await fill(socket)
+        await level(*gateways)
+        yield Scene(gateways, edge, socket, client)
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
 async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:  # noqa: F811
     async with watched(fleet) as scene:
-        client, socket = scene.client, scene.socket
-        watch_id = await client.watch(vector=[1, 0], k=3)
-        assert client.ids(watch_id) == ["d00", "d01", "d02"]
-        await put(socket, "new", 0.07, x=1)
-        update = await client.update()
-        assert update == {
+        client = scene.client
+        answer = await client.ask(action="watch", collection="m", vector=[1, 0], k=2)
+        watch_id = answer["watch_id"]
+        assert answer == {
+            "type": "watching",
+            "watch_id": watch_id,
+            "collection": "m",
+            "index_version": 30,
+            "exact": False,
+            "results": [
+                {"id": "d00", "score": 1.0, "metadata": {"n": 0}},
+                {"id": "d01", "score": pytest.approx(np.cos(0.05)), "metadata": {"n": 1}},
+            ],
+        }
+        ack = await put(scene.socket, "new", 0.03, x=1)
+        assert await client.update() == {
             "type": "watch_update",
             "watch_id": watch_id,
-            "index_version": client.index_versions[watch_id],
-            "added": [{"id": "new", "score": pytest.approx(np.cos(0.07)), "rank": 3, "metadata": {"x": 1}}],
+            "index_version": ack["index_version"],
+            "added": [{"id": "new", "score": pytest.approx(np.cos(0.03)), "rank": 2, "metadata": {"x": 1}}],
             "changed": [],
-            "removed": ["d02"],
+            "removed": ["d01"],
         }
-        assert len(relaying(scene.edge)) == 1
-        assert len(scene.hosts[0].node.hosted("m").watching) == 1
+        await put(scene.socket, "new", 0.03, x=2)
+        (changed,) = (await client.update())["changed"]
+        assert changed == {"id": "new", "score": pytest.approx(np.cos(0.03)), "rank": 2, "metadata": {"x": 2}}
+        ack = await scene.socket.reply(action="delete", collection="m", id="d00")
+        await scene.exact(watch_id, ack, vector=[1, 0], k=2)
+        assert client.ids(watch_id) == ["new", "d01"]
+
+
+async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:  # noqa: F811
+    async with edged(fleet, 1) as (_, edge, socket), watcher(edge) as client:
+        for document_id, content in (("a", "red running shoes"), ("b", "a garden hose")):
+            await until(socket, "ack", action="upsert", collection="m", id=document_id, content=content)
+        watch_id = await client.watch(text="running shoes", k=1)
+        assert client.ids(watch_id) == ["a"]
+        await socket.reply(action="upsert", collection="m", id="c", content="running shoes")
+        await client.update()
+        assert client.ids(watch_id) == ["c"]
+
+
+async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        watch_id = await scene.client.watch(id="d00", k=2)
+        assert scene.client.ids(watch_id) == ["d01", "d02"]
+        ack = await put(scene.socket, "d00", 1.0)
+        await scene.exact(watch_id, ack, id="d00", k=2)
+        assert scene.client.ids(watch_id)[0] == "d20"
+
+
+async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        where = {"n": {"$gte": 10}}
+        watch_id = await scene.client.watch(vector=[1, 0], k=3, filter=where)
+        assert scene.client.ids(watch_id) == ["d10", "d11", "d12"]
+        for document_id, n in (("d05", 50), ("d10", 1)):
+            ack = await scene.socket.reply(action="patch", collection="m", id=document_id, changes={"n": n})
+            await scene.exact(watch_id, ack, vector=[1, 0], k=3, filter=where)
+        assert scene.client.ids(watch_id) == ["d05", "d11", "d12"]
+
+
+@pytest.mark.parametrize("binary", [False, True])
+async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bool) -> None:  # noqa: F811
+    def vector(item: JsonMessage) -> list[float]:
+        found = np.frombuffer(item["vector"], np.float32) if binary else item["vector"]
+        return [float(number) for number in found]
+
+    async with watched(fleet, binary=binary) as scene:
+        client, socket = scene.client, scene.socket
+        await socket.reply(action="upsert", collection="m", id="d00", vector=at(0), content="the first")
+        first = await client.ask(action="watch", collection="m", vector=[1, 0], k=2, include=["content", "vector"])
+        shown, other = first["results"]
+        assert (shown["content"], vector(shown), shown["metadata"]) == ("the first", [1, 0], {"n": 0})
+        assert "content" not in other
+        await socket.reply(action="upsert", collection="m", id="new", vector=at(0.01), content="the second")
+        (added,) = (await client.update())["added"]
+        assert added["content"] == "the second"
+        assert vector(added) == pytest.approx(at(0.01))
+        assert added.keys() == {"id", "score", "rank", "metadata", "content", "vector"}
+
+
+@pytest.mark.parametrize("binary", [False, True])
+async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary: bool) -> None:  # noqa: F811
+    rng, model = random.Random(7), Model()
+    async with edged(fleet, 2) as (hosts, edge, socket), watcher(edge, binary=binary) as client:
+        await ask(edge, "/v1/collections/m", "PUT", {"dimension": 6, "metric": "ip"})
+        await level(*hosts)
+
+        async def write() -> JsonMessage:
+            ack = await socket.reply(**some_write(rng, model), collection="m")
+            assert ack["type"] == "ack", ack
+            model.states[ack["index_version"]] = dict(model.documents)
+            return ack
+
+        for _ in range(30):
+            await write()
+        await level(*hosts)
+        asked: dict[str, tuple[list[float], int, int | None]] = {}
+        for i in range(12):
+            query, k, group = [rng.gauss(0, 1) for _ in range(6)], rng.choice((1, 3, 10)), i % 4 if i % 4 < 3 else None
+            where: JsonMessage = {} if group is None else {"filter": {"group": group}}
+            asked[await client.watch(vector=query, k=k, exact=True, **where)] = (query, k, group)
+            await write()
+
+        async def write_on() -> JsonMessage:
+            for _ in range(200):
+                ack = await write()
+            return ack
+
+        writing = asyncio.create_task(write_on())
+        receiving = asyncio.create_task(client.receive())
+        while not writing.done():
+            await asyncio.wait({writing, receiving}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                receiving = asyncio.create_task(client.receive())
+        ack = await writing
+        receiving.cancel()
+        await asyncio.wait([receiving])
+        scene = Scene(hosts, edge, socket, client)
+        for watch_id, (query, k, group) in asked.items():
+            where = {} if group is None else {"filter": {"group": group}}
+            await scene.exact(watch_id, ack, vector=query, k=k, **where)
+    assert len(client.told) > 100
+    for watch_id, index_version, told in client.told:
+        top = model.top(index_version, *asked[watch_id])
+        assert [document_id for document_id, _ in told] == [document_id for document_id, _ in top]
+        assert [score for _, score in told] == pytest.approx([score for _, score in top], abs=1e-5)
+
+
+async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None:  # noqa: F811
+    async with edged(fleet) as (hosts, edge, socket), json_socket(edge.ws) as client:
+        await until(socket, "ack", action="upsert", collection="items", id="first", vector=axis(7))
+        await add_items(socket)
+        await level(*hosts, collection="items")
+        watching = await client.reply(action="watch", collection="items", user_id="ann", k=3)
+        assert watching["type"] == "watching", watching
+        assert [sorted(item) for item in watching["results"]] == [["id", "metadata", "score"]] * 3
+        for item in ("g1-0", "g1-1", "g1-2", "g1-3"):
+            assert (await did(socket, "ann", "purchase", item))["type"] == "ack"
+        update: JsonMessage = {"recommendations": []}
+        while update["recommendations"][:2] != ["g1-4", "g1-5"]:
+            update = await client.receive()
+            assert update.keys() == {
+                *("type", "watch_id", "collection", "user_id", "recommendations", "scores", "timestamp")
+            }
+            assert (update["type"], update["watch_id"]) == ("recommendation_update", watching["watch_id"])
+        await socket.reply(action="delete", collection="items", id="g1-4")
+        while "g1-4" in update["recommendations"]:
+            update = await client.receive()
+        assert update["recommendations"] == await recommended(socket, "ann", k=3)
+        await client.send(
+            {"type": "user_event", "collection": "items", "user_id": "ann", "event_type": "like", "item_id": "g1-5"}
+        )
+        while "g1-5" in update.get("recommendations", ["g1-5"]):
+            update = await client.receive()
+            assert update.get("watch_id", watching["watch_id"]) == watching["watch_id"], "one push, that of the watch"
+
+
+async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        client, socket = scene.client, scene.socket
+        one, other = await client.watch(vector=[1, 0], k=3), await client.watch(vector=[0, 1], k=3)
+        assert scene.lent == 2
+        assert await client.ask(action="unwatch", watch_id=one) == {"type": "unwatched", "watch_id": one}
+        await put(socket, "first", 0.0)
+        await put(socket, "second", np.pi / 2)
+        assert (await client.update())["watch_id"] == other
+        await eventually(lambda: scene.lent == 1)
+        await client.ask(action="unwatch", watch_id=other)
+        await eventually(lambda: scene.lent == 0)
+        assert (await client.ask(action="unwatch", watch_id=other))["code"] == "not_found"
+        assert scene.client.ids(await client.watch(vector=[1, 0], k=2)) == ["d00", "first"], "after the last had ended"
+
+
+async def test_watches_end_with_their_connection(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        async with watcher(scene.edge) as client:
+            await client.watch(vector=[1, 0])
+            await client.watch(vector=[1, 0], filter={"n": 1})
+            assert scene.lent == 2
+        await eventually(lambda: scene.lent == 0)
+        assert len(scene.relaying) == 0
+
+
+@pytest.mark.parametrize("where", ["host", "edge"])
+async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        watch_id = await scene.client.watch(vector=[1, 0])
+        at_fault = scene.hosts[0] if where == "host" else scene.edge
+        await ask(at_fault, "/v1/collections/m", "DELETE")
+        assert await scene.client.receive() == {"type": "unwatched", "watch_id": watch_id, "collection": "m"}
+        await until(scene.socket, "ack", action="upsert", collection="m", id="again", vector=[1, 0, 0])
+        while (answer := await scene.client.ask(action="watch", collection="m", vector=[1, 0, 0]))["type"] == "error":
+            assert answer["retryable"] or answer["code"] in ("not_found", "invalid_vector"), answer
+        assert scene.client.ids(answer["watch_id"]) == ["again"]
+
+
+async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> None:  # noqa: F811
+    wrong: list[tuple[JsonMessage, str, str | None]] = [
+        ({}, "invalid_argument", "vector"),
+        ({"vector": [1, 0], "id": "d00"}, "invalid_argument", "vector"),
+        ({"vector": [1, 0, 0]}, "invalid_vector", "vector"),
+        ({"vector": [0, 0]}, "invalid_vector", "vector"),
+        ({"vector": [1, 0], "k": 0}, "invalid_argument", "k"),
+        ({"vector": [1, 0], "k": 101}, "invalid_argument", "k"),
+        ({"vector": [1, 0], "filter": {"n": {"$near": 1}}}, "invalid_filter", None),
+        ({"vector": [1, 0], "max_rate": 0}, "invalid_argument", "max_rate"),
+        ({"id": "nobody"}, "not_found", "id"),
+        ({"text": "shoes"}, "invalid_argument", "text"),
+        ({"user_id": "ann", "text": "shoes"}, "invalid_argument", "text"),
+        ({"user_id": ""}, "invalid_argument", "user_id"),
+        ({"vector": [1, 0], "collection": "none"}, "not_found", "collection"),
+    ]
+    async with watched(fleet, max_watches=2) as scene, watcher(scene.hosts[0]) as at_host:
+        for command, code, field in wrong:
+            answer = await scene.client.ask(action="watch", **{"collection": "m", **command})
+            assert (answer["type"], answer["code"]) == ("error", code), command
+            assert field is None or answer["field"] == field
+            assert answer == await at_host.ask(action="watch", **{"collection": "m", **command})
+        assert (scene.lent, len(scene.relaying)) == (0, 0)
+        for _ in range(2):
+            await scene.client.watch(vector=[1, 0])
+        refused = await scene.client.ask(action="watch", collection="m", vector=[1, 0])
+        assert refused["code"] == "invalid_argument"
+        assert "the limit is 2" in refused["message"]
+
+
+async def test_max_rate_gathers_changes(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        watch_id = await scene.client.watch(vector=[1, 0], k=3, max_rate=0.5)
+        loop = asyncio.get_running_loop()
+        await put(scene.socket, "a", 0.001)
+        await scene.client.update()
+        told = loop.time()
+        await put(scene.socket, "b", 0.002)
+        await put(scene.socket, "c", 0.0005)
+        update = await scene.client.update()
+        assert loop.time() - told > 1.9
+        assert [item["id"] for item in update["added"]] == ["c"], "b came, and went again, in the meantime"
+        assert scene.client.ids(watch_id) == ["d00", "c", "a"]
+
+
+async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene, watcher(scene.edge) as other:
+        client, socket = scene.client, scene.socket
+        watch_id = await client.watch(vector=[1, 0], k=10)
+        stalled = scene.relayed
+        client.connection.transport.pause_reading()
+        text = "t" * 20_000
+        turn = stuck = 0
+        while stuck < 20:  # the kernel's buffers may take another update after they seemed full
+            turn += 1
+            await put(socket, f"d{turn % 10:02}", turn % 10 / 20, text=text, turn=turn)
+            stuck = stuck + 1 if scene.relaying.behind else 0
+        theirs = await other.watch(vector=[1, 0], k=10)
+        for i in range(20):
+            await put(socket, f"new{i}", i / 1000, text=text)
+        last = await socket.reply(action="delete", collection="m", id="new0")
+        while other.index_versions[theirs] < last["index_version"]:
+            await other.update()
+        await eventually(lambda: stalled.told.index_version == last["index_version"])
+        assert scene.relaying.behind == 1
+        told = scene.relaying.updates - len(other.updates)
+        client.connection.transport.resume_reading()
+        while client.index_versions[watch_id] < last["index_version"]:
+            await client.update()
+        assert len(client.updates) == told + 1, "of 21 changes"
+        assert client.ids(watch_id) == other.ids(theirs)
+        await scene.exact(watch_id, last, vector=[1, 0], k=10)
+        assert len(client.updates) == told + 1
+
+
+async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        await scene.client.watch(vector=[1, 0], k=3)
+        async with scene.edge.node._lifecycle:
+            await scene.edge.node._let_go("m")
+        with pytest.raises(websockets.ConnectionClosed):
+            await scene.client.update()
+        await eventually(lambda: "m" in scene.edge.node.cluster.names())
+        async with watcher(scene.edge) as client:
+            assert client.ids(await client.watch(vector=[1, 0], k=2)) == ["d00", "d01"]
+        await eventually(lambda: scene.lent <= 1)

@@ -1,0 +1,220 @@
+"""Watches at an edge whose hosts are killed: they stay, and are told what was missed as one difference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.app import Gateway
+from gateway.node import peers
+from gateway.node.exchange import Greeting
+from gateway.node.peers import PeerChannel
+from gateway.node.relaying import Relaying
+from tests.cluster.fleet import Fleet, Member, eventually, fleet
+from tests.conftest import JsonMessage, StartGateway
+from tests.redis_servers import RedisServer
+from tests.server.test_watch import Watcher, at, watcher
+
+COUNT = 30
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with RedisServer() as server:
+        yield server
+
+
+class Gate:
+    """Keeps an edge from looking for a host while it is shut."""
+
+    def __init__(self, relaying: Relaying) -> None:
+        self.shut = False
+        self._open = asyncio.Event()
+        self._connect = relaying._connect
+        relaying._connect = self._wait
+
+    def open(self) -> None:
+        self.shut = False
+        self._open.set()
+
+    @asynccontextmanager
+    async def _wait(self, greeting: Greeting) -> AsyncIterator[PeerChannel]:
+        if self.shut:
+            await self._open.wait()
+        async with self._connect(greeting) as channel:
+            yield channel
+
+
+class Scene:
+    """Hosts that can be killed, and an edge in this process."""
+
+    def __init__(self, nodes: Fleet, edge: Gateway, client: Watcher) -> None:
+        self.nodes = nodes
+        self.edge = edge
+        self.client = client
+
+    @property
+    def relaying(self) -> Relaying:
+        (found,) = self.edge.node.relaying()
+        return found
+
+    async def lender(self) -> Member:
+        """Return the host that lends the watches."""
+        found: list[Member] = []
+
+        async def lends() -> bool:
+            for member in self.nodes.members:
+                stats = await member.get("/v1/stats") if member.alive else None
+                if stats and any(one["watches"] for one in stats["collections"]):
+                    found.append(member)
+            return bool(found)
+
+        await eventually(lends, "a host lends watches")
+        (lender,) = found
+        return lender
+
+    def other(self, member: Member) -> Member:
+        (found,) = [other for other in self.nodes.members if other is not member]
+        return found
+
+    async def exact(self, watch_id: str, least: int, **query: Any) -> None:
+        """Check that a client's list is what an exact search answers after a write."""
+        how = {"action": "search", "collection": "m", "exact": True, "min_index_version": least}
+        while (search := await self.client.ask(**how, **query))["type"] == "error":
+            assert search["retryable"], search
+        wanted = [(item["id"], item["metadata"]) for item in search["results"]]
+        assert [(item["id"], item["metadata"]) for item in self.client.ranked(watch_id)] == wanted
+
+
+async def put(member: Member, document_id: str, angle: float, **metadata: Any) -> int:
+    return (await member.client.upsert("m", id=document_id, vector=at(angle), metadata=metadata)).index_version
+
+
+@asynccontextmanager
+async def scene(path: Path, redis: RedisServer, start_gateway: StartGateway, count: int = 2) -> AsyncIterator[Scene]:
+    def edge() -> AbstractAsyncContextManager[Gateway]:
+        return start_gateway(node="edge", redis_url=redis.url, data_dir=path / "edge", collections="nothing")
+
+    async with fleet(path, redis, count) as nodes:
+        for i in range(COUNT):
+            await put(nodes.members[0], f"d{i:02}", i / 20, n=i)
+        await nodes.level("m")
+        async with edge() as gateway, watcher(gateway) as client:
+            while (answer := await client.ask(action="watch", collection="m", vector=[1, 0], k=1))["type"] == "error":
+                assert answer["retryable"] or answer["code"] == "not_found", answer
+                await asyncio.sleep(0.02)
+            await client.ask(action="unwatch", watch_id=answer["watch_id"])
+            yield Scene(nodes, gateway, client)
+
+
+async def test_what_was_missed_while_a_host_was_lost_comes_as_one_difference(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway) as at_edge:
+        client = at_edge.client
+        queries: list[JsonMessage] = [
+            {"vector": [1, 0], "k": 3},
+            {"vector": [0, 1], "k": 5, "filter": {"n": {"$gte": 10}}},
+            {"id": "d10", "k": 4},
+            {"vector": [-1, 0], "k": 1},
+        ]
+        asked = {await client.watch(**query): query for query in queries}
+        lender = await at_edge.lender()
+        survivor = at_edge.other(lender)
+        gate = Gate(at_edge.relaying)
+        gate.shut = True
+        lender.kill()
+        await put(survivor, "new", 0.01, n=10)
+        await put(survivor, "gone", 0.02)
+        await put(survivor, "d29", 0.5, n=-1)
+        await survivor.client.delete("m", "gone")
+        last = await put(survivor, "d10", 0.8, n=11)
+        told = len(client.updates)
+        gate.open()
+        for _ in asked:
+            await client.update()
+        assert {update["watch_id"] for update in client.updates[told:]} == asked.keys(), "one for each"
+        for watch_id, query in asked.items():
+            await at_edge.exact(watch_id, last, **query)
+        assert len(client.updates) == told + len(asked)
+        assert at_edge.relaying.lost == 1
+        assert await at_edge.lender() is survivor
+        last = await put(survivor, "newer", 0.0)
+        while "newer" not in client.ids(next(iter(asked))):
+            await client.update()
+        await at_edge.exact(next(iter(asked)), last, vector=[1, 0], k=3)
+
+
+async def test_what_has_not_changed_meanwhile_is_not_told(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway) as at_edge:
+        watch_id = await at_edge.client.watch(vector=[1, 0], k=3)
+        lender = await at_edge.lender()
+        lender.kill()
+        survivor = at_edge.other(lender)
+        await at_edge.lender()
+        await put(survivor, "new", 0.0)
+        update = await at_edge.client.update()
+        assert at_edge.client.updates == [update]
+        assert [item["id"] for item in update["added"]] == ["new"]
+        assert at_edge.client.ids(watch_id) == ["d00", "new", "d01"]
+
+
+async def test_while_no_host_is_there_watches_stay_and_new_ones_are_refused(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway, count=1) as at_edge:
+        client = at_edge.client
+        (host,) = at_edge.nodes.members
+        watch_id = await client.watch(vector=[1, 0], k=3)
+        host.kill()
+        for command in ("watch", "search"):
+            refused = await client.ask(action=command, collection="m", vector=[0, 1])
+            assert (refused["code"], refused["retryable"]) == ("overloaded", True), refused
+            assert refused["retry_after_s"] > 0
+        assert len(at_edge.relaying) == 1
+        await host.start()
+        last = await put(host, "new", 0.01)
+        update = await client.update()
+        while client.ids(watch_id) != ["d00", "new", "d01"]:
+            update = await client.update()
+        assert update["index_version"] <= last
+        await at_edge.exact(watch_id, last, vector=[1, 0], k=3)
+
+
+async def test_a_host_that_says_nothing_any_more_is_left(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "_SILENT_S", 3.0)
+    async with scene(tmp_path, redis, start_gateway) as at_edge:
+        watch_id = await at_edge.client.watch(vector=[1, 0], k=3)
+        frozen = await at_edge.lender()
+        frozen.freeze()
+        try:
+            last = await put(at_edge.other(frozen), "new", 0.01)
+            await at_edge.client.update()
+            await at_edge.exact(watch_id, last, vector=[1, 0], k=3)
+            assert at_edge.client.ids(watch_id) == ["d00", "new", "d01"]
+        finally:
+            frozen.thaw()
+
+
+async def test_a_watch_whose_document_was_deleted_meanwhile_ends_its_connection(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway) as at_edge:
+        await at_edge.client.watch(id="d00", k=3)
+        lender = await at_edge.lender()
+        survivor = at_edge.other(lender)
+        await survivor.client.delete("m", "d00")
+        lender.kill()
+        await at_edge.client.connection.wait_closed()
+        async with watcher(at_edge.edge) as client:
+            answer = await client.ask(action="watch", collection="m", id="d00")
+            assert (answer["code"], answer["field"]) == ("not_found", "id")
