@@ -71,10 +71,13 @@ class PeerClient:
     def __init__(self, timeout_s: float) -> None:
         self._timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(_CONNECT_S, timeout_s))
         self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
+        """For connections that stay, some for each collection: calls mustn't wait for one of them to end."""
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        for session in (self._session, self._streams):
+            if session is not None:
+                await session.close()
 
     async def copy(self, http: str, collection: str, call: CopyCall) -> Copy:
         """Return a page of the net change. Raises PeerFailed; PeerRefused where the node doesn't reach back so far."""
@@ -104,7 +107,9 @@ class PeerClient:
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=SILENCE_S)
         buffer = bytearray()
         with _failures(url):
-            async with self._opened().post(url, data=exchange.encode((since, epoch)), timeout=timeout) as response:
+            async with self._opened_streams().post(
+                url, data=exchange.encode((since, epoch)), timeout=timeout
+            ) as response:
                 if response.status == REFUSED:
                     raise PeerRefused(_decoded(url, await response.read(), exchange.decode_failure))
                 if response.status != 200:
@@ -122,7 +127,7 @@ class PeerClient:
         with _failures(url):
             async with asyncio.timeout(_CONNECT_S):
                 timeouts = aiohttp.ClientWSTimeout(ws_receive=_SILENT_S, ws_close=_CLOSED_S)
-                socket = await self._opened().ws_connect(url, timeout=timeouts, max_msg_size=0)
+                socket = await self._opened_streams().ws_connect(url, timeout=timeouts, max_msg_size=0)
         channel = PeerChannel(http, socket)
         try:
             async with asyncio.timeout(_GREETED_S):
@@ -142,6 +147,11 @@ class PeerClient:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         return self._session
+
+    def _opened_streams(self) -> aiohttp.ClientSession:
+        if self._streams is None:
+            self._streams = aiohttp.ClientSession(timeout=self._timeout, connector=aiohttp.TCPConnector(limit=0))
+        return self._streams
 
 
 class PeerChannel:
