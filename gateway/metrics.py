@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -38,6 +38,17 @@ class CollectionState:
     watches_passed_over: int
     watch_searches: int
     watch_updates: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayState:
+    """What is watched here in a collection that other nodes host."""
+
+    name: str
+    relayed_watches: int
+    relayed_watches_behind: int
+    relayed_watch_updates: int
+    relayed_watch_hosts_lost: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,10 +116,14 @@ class Metrics:
         gauge.set_function(commands)
 
     def watch(
-        self, states: Callable[[], Iterable[CollectionState]], models: Callable[[], Iterable[ModelState]]
+        self,
+        states: Callable[[], Iterable[CollectionState]],
+        relays: Callable[[], Iterable[RelayState]],
+        models: Callable[[], Iterable[ModelState]],
     ) -> None:
-        """Tell where the figures of collections and of models come from."""
-        self.registry.register(_Collections(states))
+        """Tell where the figures of collections, hosted here and elsewhere, and of models come from."""
+        self.registry.register(_Collections(states, _GAUGES, _COUNTED))
+        self.registry.register(_Collections(relays, _RELAYED, _RELAYED_COUNTED))
         self.registry.register(_Models(models))
 
     def forget(self, collection: str) -> None:
@@ -123,12 +138,19 @@ class Metrics:
 
 
 class _Collections(Collector):
-    def __init__(self, states: Callable[[], Iterable[CollectionState]]) -> None:
+    def __init__(
+        self,
+        states: Callable[[], Iterable[CollectionState | RelayState]],
+        gauges: Mapping[str, str],
+        counted: Mapping[str, str],
+    ) -> None:
         self._states = states
+        self._gauges = gauges
+        self._counted = counted
 
     def collect(self) -> Iterator[Metric]:
         states = list(self._states())
-        for kind, fields in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTED)):
+        for kind, fields in ((GaugeMetricFamily, self._gauges), (CounterMetricFamily, self._counted)):
             for field, text in fields.items():
                 family = kind(f"hotindex_{field}", text, labels=["collection"])
                 for state in states:
@@ -188,4 +210,14 @@ _COUNTED = {
     "watches_passed_over": "Times that commits came in faster than they were applied to live queries",
     "watch_searches": "Searches for live queries, first ones and refills",
     "watch_updates": "Differences that live queries were told",
+}
+
+_RELAYED = {
+    "relayed_watches": "Live queries watched here in a collection that other nodes host",
+    "relayed_watches_behind": "Those of them that wait for their sockets",
+}
+
+_RELAYED_COUNTED = {
+    "relayed_watch_updates": "Differences that they were told",
+    "relayed_watch_hosts_lost": "Times that the node which lent them was lost",
 }

@@ -23,6 +23,9 @@ def run(http_url: str, *, as_json: bool) -> None:
         _show_model(model)
     for collection in sorted(stats["collections"], key=lambda one: str(one["name"])):
         _show_collection(collection)
+    for collection in sorted(stats["relayed"], key=lambda one: str(one["name"])):
+        typer.echo(f"\ncollection {collection['name']}, hosted by other nodes")
+        _fact("watches", f"{collection['relayed_watches']:,}")
 
 
 def _show_model(model: dict[str, Any]) -> None:

@@ -27,7 +27,7 @@ from gateway.errors import (
     StorageUnavailable,
 )
 from gateway.ingest import intake
-from gateway.metrics import CollectionState, Metrics, ModelState
+from gateway.metrics import CollectionState, Metrics, ModelState, RelayState
 from gateway.node import answering, companions, exchange, interactions, joining, queries
 from gateway.node.alone import Cluster, SingleNode
 from gateway.node.audience import Audience, learnable
@@ -80,7 +80,7 @@ class Node:
         self._rates = WriteRates(options.writes_per_s, now)
         self._threads = Threads.start(options.cores)
         self._lifecycle = asyncio.Lock()
-        metrics.watch(self.states, self.models)
+        metrics.watch(self.states, self.relays, self.models)
 
     @property
     def name(self) -> str:
@@ -124,6 +124,9 @@ class Node:
     def relaying(self) -> Iterator[Relaying]:
         """Return what is watched here in collections that others host."""
         return (remote.relaying for remote in self._remotes.values())
+
+    def relays(self) -> Iterator[RelayState]:
+        return (relaying.state() for relaying in self.relaying())
 
     def models(self) -> list[ModelState]:
         """Return what was asked of each model, and what was spared."""

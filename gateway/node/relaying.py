@@ -20,6 +20,7 @@ import structlog
 
 from gateway.errors import HotindexError, Internal, NotFound, Overloaded
 from gateway.faults import internal
+from gateway.metrics import RelayState
 from gateway.node import exchange, watches
 from gateway.node.exchange import Greeting, Ready, Refused, UnwatchCall, WatchCall
 from gateway.node.forms import Form
@@ -97,6 +98,9 @@ class Relaying:
     def behind(self) -> int:
         """The number of watches that wait for their sockets."""
         return len(self._parking)
+
+    def state(self) -> RelayState:
+        return RelayState(self._collection, len(self), self.behind, self.updates, self.lost)
 
     async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
         """Return a watch that is told of changes once its answer was written and `begin` called.

@@ -237,7 +237,8 @@ class HttpServer:
 
     async def _stats(self, request: web.Request) -> web.Response:
         node = self._node
-        return _respond(request, {"node": node.name, "models": node.models(), "collections": list(node.states())})
+        figures = {"models": node.models(), "collections": list(node.states()), "relayed": list(node.relays())}
+        return _respond(request, {"node": node.name, **figures})
 
     async def _answer_peer(self, request: web.Request) -> web.StreamResponse:
         """Answer another node."""

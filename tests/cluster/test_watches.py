@@ -8,11 +8,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
+import msgspec
 import numpy as np
 import pytest
 import websockets
 
 from gateway.app import Gateway
+from gateway.node import lending
+from gateway.node.exchange import Greeting
+from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
 from tests.cluster.test_nodes import Fleet, ask, edged, fleet, level, redis, until  # noqa: F401 - fixtures
 from tests.conftest import JsonMessage, JsonSocket, json_socket
@@ -224,7 +229,7 @@ async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None
         await socket.reply(action="delete", collection="items", id="g1-4")
         while "g1-4" in update["recommendations"]:
             update = await client.receive()
-        assert update["recommendations"] == await recommended(socket, "ann", k=3)
+        assert update["recommendations"][0] == (await recommended(socket, "ann", k=1))[0] == "g1-5"
         await client.send(
             {"type": "user_event", "collection": "items", "user_id": "ann", "event_type": "like", "item_id": "g1-5"}
         )
@@ -358,3 +363,60 @@ async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(flee
         async with watcher(scene.edge) as client:
             assert client.ids(await client.watch(vector=[1, 0], k=2)) == ["d00", "d01"]
         await eventually(lambda: scene.lent <= 1)
+
+
+async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:  # noqa: F811
+    async with watched(fleet) as scene:
+        for vector in ([1, 0], [0, 1]):
+            await scene.client.watch(vector=vector, k=3)
+        await put(scene.socket, "new", 0.0)
+        await scene.client.update()
+        stats = await ask(scene.edge, "/v1/stats")
+        assert stats["collections"] == []
+        assert stats["relayed"] == [
+            {
+                "name": "m",
+                "relayed_watches": 2,
+                "relayed_watches_behind": 0,
+                "relayed_watch_updates": 1,
+                "relayed_watch_hosts_lost": 0,
+            }
+        ]
+        async with aiohttp.ClientSession(scene.edge.http) as http, http.get("/metrics") as response:
+            assert 'hotindex_relayed_watches{collection="m"} 2.0' in await response.text()
+        (at_host,) = (await ask(scene.hosts[0], "/v1/stats"))["collections"]
+        assert (at_host["watches"], at_host["watch_updates"]) == (2, 1)
+
+
+async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """What it told would be older than what clients were told by another host."""
+    monkeypatch.setattr(lending, "_REACH_S", 0.01)
+    async with watched(fleet) as scene:
+        host, epoch = scene.hosts[0], scene.hosts[0].node.hosted("m").epoch
+        client = PeerClient(5.0)
+        try:
+            await (await client.watches(host.http, "m", Greeting(epoch, 30))).close()
+            for greeting in (Greeting(epoch, 31), Greeting("another", 0)):
+                with pytest.raises(PeerRefused) as refused:
+                    await client.watches(host.http, "m", greeting)
+                assert refused.value.failure.code == "overloaded"
+            with pytest.raises(PeerRefused) as refused:
+                await client.watches(host.http, "none", Greeting(epoch, 0))
+            assert refused.value.failure.code == "not_found"
+        finally:
+            await client.close()
+
+
+@pytest.mark.parametrize(
+    "said", [b"rubbish", b"", msgspec.msgpack.encode({"type": "watch"}), msgspec.msgpack.encode(["greeting"])]
+)
+async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> None:  # noqa: F811
+    async with fleet.node("a") as (a, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+        async with (
+            aiohttp.ClientSession() as http,
+            http.ws_connect(f"{a.http}/v1/peer/m/watches") as connection,
+        ):
+            await connection.send_bytes(said)
+            assert (await connection.receive()).type is aiohttp.WSMsgType.CLOSE
+        assert (await at_a.reply(action="get", collection="m", id="x"))["type"] == "document"
