@@ -34,6 +34,7 @@ from gateway.push.room import Sink
 log = structlog.get_logger(__name__)
 
 _TRIES = 3
+_HEARD_AT_ONCE = 64
 _RETRY_S = 1.0
 _PAUSE_S = 0.2
 
@@ -86,7 +87,7 @@ class Relaying:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._parking: Parking[Relayed] = Parking(self._tell)
-        self._ended: HotindexError | None = None
+        self._ended = self._dropped = False
         self.updates = 0
         self.lost = 0
         """How often a host was lost."""
@@ -108,8 +109,8 @@ class Relaying:
         Raises what a host finds wrong with it, and Overloaded where none can be reached. Where this is cancelled, there is
         no watch.
         """
-        if self._ended is not None:
-            raise self._ended
+        if self._ended:
+            raise self._gone()
         pause_s = watches.least_pause_s(command)
         user_id = command.user_id
         told = TopK() if user_id is None else Recommended(self._collection, user_id)
@@ -128,18 +129,15 @@ class Relaying:
 
     def close(self) -> None:
         """Tell every watch that there is no more to come: the collection is dropped."""
-        self._ended = NotFound(f"no collection {self._collection!r}", field="collection")
+        self._ended = self._dropped = True
         for relayed in list(self._watches):
             self._close(relayed)
 
     def abandon(self) -> None:
         """Close the connections of all watches: they come back, and watch what takes this collection's place."""
-        if self._ended is None:
-            self._ended = Overloaded(
-                f"collection {self._collection!r} is about to be served anew", retry_after_s=_RETRY_S
-            )
+        self._ended = True
         for relayed in list(self._watches):
-            self._end(relayed, self._ended)
+            self._end(relayed, self._gone())
             relayed.sink.abandon()
 
     async def stop(self) -> None:
@@ -149,8 +147,13 @@ class Relaying:
             self._task.cancel()
             await asyncio.wait([self._task])
 
+    def _gone(self) -> HotindexError:
+        if self._dropped:
+            return _no_collection(self._collection)
+        return Overloaded(f"collection {self._collection!r} is about to be served anew", retry_after_s=_RETRY_S)
+
     def _close(self, relayed: Relayed) -> None:
-        self._end(relayed, NotFound(f"no collection {self._collection!r}", field="collection"))
+        self._end(relayed, _no_collection(self._collection))
         if relayed.begun:
             relayed.write(messages.Unwatched(watch_id=relayed.watch_id, collection=self._collection))
 
@@ -256,12 +259,16 @@ class Relaying:
         await channel.close()
 
     async def _hear(self, channel: PeerChannel) -> None:
+        heard = 0
         async for frame in channel.frames:
             try:
                 message = exchange.decode_lent(frame)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise PeerFailed(f"{channel.http} sent something else: {error}") from None
             self._take(message)
+            heard += 1
+            if heard % _HEARD_AT_ONCE == 0:
+                await asyncio.sleep(0)  # frames that came together come without waiting for anything
 
     def _take(self, message: exchange.Lent) -> None:
         assert not isinstance(message, Ready), "that came first"
@@ -317,3 +324,7 @@ class Relaying:
     def _is_due(self, relayed: Relayed) -> None:
         relayed.timer = None
         self._tell(relayed)
+
+
+def _no_collection(name: str) -> NotFound:
+    return NotFound(f"no collection {name!r}", field="collection")

@@ -188,6 +188,36 @@ async def test_while_no_host_is_there_watches_stay_and_new_ones_are_refused(
         await at_edge.exact(watch_id, last, vector=[1, 0], k=3)
 
 
+async def test_what_a_user_did_meanwhile_is_told_at_once(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway) as at_edge, watcher(at_edge.edge) as client:
+        for i in range(6):
+            await at_edge.nodes.members[0].client.interact("ann", "purchase", f"d0{i}", collection="m")
+
+        async def known() -> bool:
+            users = [await member.get("/v1/users/ann?collection=m") for member in at_edge.nodes.members]
+            return all(user and user["version"] == 6 for user in users)
+
+        await eventually(known, "both know the user")
+        watching = await client.ask(action="watch", collection="m", user_id="ann", k=3, diversity=0)
+        assert watching["type"] == "watching", watching
+        lender = await at_edge.lender()
+        survivor = at_edge.other(lender)
+        gate = Gate(at_edge.relaying)
+        gate.shut = True
+        lender.kill()
+        listed = [item["id"] for item in watching["results"]]
+        for document_id in listed:
+            await survivor.client.interact("ann", "purchase", document_id, collection="m")
+        gate.open()
+        update: JsonMessage = {"recommendations": listed}
+        while set(listed) & set(update["recommendations"]):
+            update = await client.receive()
+            assert (update["type"], update["watch_id"]) == ("recommendation_update", watching["watch_id"])
+        assert len(update["recommendations"]) == len(update["scores"]) == 3
+
+
 async def test_a_host_that_says_nothing_any_more_is_left(
     tmp_path: Path, redis: RedisServer, start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:

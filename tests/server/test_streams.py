@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from socket import socketpair
 from typing import Any
 
 import aiohttp
 import pytest
 
 from gateway.app import Gateway
+from gateway.server.streams import EventStream
 from tests.conftest import JsonSocket, StartGateway, json_socket
 from tests.server.test_websocket import drop
 
@@ -177,3 +179,39 @@ async def test_streams_that_are_gone_leave_nothing_behind(start_gateway: StartGa
         async with asyncio.timeout(10):
             while len(gateway.node.hosted("m").room):
                 await asyncio.sleep(0.01)
+
+
+async def test_a_stream_takes_as_much_as_it_has_room_for_and_everything_once_it_has_ended() -> None:
+    """Who waited for one that had ended, and took nothing, would have waited for ever."""
+    near, far = socketpair()
+    with far:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=near)
+        stream = EventStream(transport, b"ping", room_bytes=10)
+        assert stream.offer(b"")
+        assert stream.offer(b"x" * 10)
+        assert stream.offer(b"y")
+        assert not stream.offer(b"")
+        assert not stream.offer(b"z")
+        gone: list[bytes] = []
+        enough = asyncio.Event()
+
+        async def write(data: bytes) -> None:
+            gone.append(data)
+            await enough.wait()
+
+        pumping = asyncio.create_task(stream.pump(write))
+        while not gone:
+            await asyncio.sleep(0)
+        assert not stream.offer(b""), "it is still on its way"
+        enough.set()
+        assert await stream.drained()
+        assert stream.offer(b"")
+        assert gone == [b"x" * 10 + b"y"], "what waited went out together"
+        stream.write(b"w" * 20)
+        stream.end()
+        assert stream.offer(b"")
+        assert stream.offer(b"dropped")
+        assert not await stream.drained()
+        await pumping
+        assert gone[1:] == [b"w" * 20]
+        transport.abort()
