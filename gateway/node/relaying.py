@@ -226,7 +226,9 @@ class Relaying:
         self._lent.clear()
         self._given_back.clear()
         for relayed in self._watches:
-            relayed.lent_as = None
+            if relayed.retry is not None:
+                relayed.retry.cancel()
+            relayed.lent_as = relayed.retry = None
             self._wanting[relayed] = None
         try:
             async with asyncio.TaskGroup() as group:

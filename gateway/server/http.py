@@ -281,10 +281,10 @@ class HttpServer:
 
     async def _lend(self, request: web.Request) -> web.StreamResponse:
         """Let another node's clients watch, for as long as it is connected."""
-        socket = web.WebSocketResponse(compress=False, max_msg_size=_PEER_FACTOR * self._message_bytes)
-        await socket.prepare(request)
         assert request.transport is not None, "the node was there a moment ago"
         stream = EventStream(request.transport, RELAY_PING, _LENT_BYTES)
+        socket = web.WebSocketResponse(compress=False, max_msg_size=_PEER_FACTOR * self._message_bytes)
+        await socket.prepare(request)
         lending = self._node.lend(request.match_info["collection"], stream)
         telling = [asyncio.create_task(_send(stream, socket)), asyncio.create_task(_say_alive(stream))]
         self._streams[stream] = asyncio.current_task()

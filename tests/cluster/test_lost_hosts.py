@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -21,6 +22,8 @@ from tests.redis_servers import RedisServer
 from tests.server.test_watch import Watcher, at, watcher
 
 COUNT = 30
+MANY = 150
+"""Watches: more than a host begins at once."""
 
 
 @pytest.fixture
@@ -154,16 +157,24 @@ async def test_what_has_not_changed_meanwhile_is_not_told(
     tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
 ) -> None:
     async with scene(tmp_path, redis, start_gateway) as at_edge:
-        watch_id = await at_edge.client.watch(vector=[1, 0], k=3)
+        client = at_edge.client
+        watch_ids = [await client.watch(vector=at(i / 10_000), k=3) for i in range(MANY)]
         lender = await at_edge.lender()
         lender.kill()
         survivor = at_edge.other(lender)
-        await at_edge.lender()
+
+        async def lent() -> bool:
+            (collection,) = (await survivor.get("/v1/stats"))["collections"]
+            return bool(collection["watches"] == MANY)
+
+        await eventually(lent, "the survivor lends all of them")
         await put(survivor, "new", 0.0)
-        update = await at_edge.client.update()
-        assert at_edge.client.updates == [update]
-        assert [item["id"] for item in update["added"]] == ["new"]
-        assert at_edge.client.ids(watch_id) == ["d00", "new", "d01"]
+        for _ in watch_ids:
+            update = await client.update()
+            assert [item["id"] for item in update["added"]] == ["new"]
+        assert {update["watch_id"] for update in client.updates} == set(watch_ids)
+        assert len(client.updates) == MANY
+        assert client.ids(watch_ids[0]) == ["d00", "new", "d01"]
 
 
 async def test_while_no_host_is_there_watches_stay_and_new_ones_are_refused(
@@ -248,3 +259,44 @@ async def test_a_watch_whose_document_was_deleted_meanwhile_ends_its_connection(
         async with watcher(at_edge.edge) as client:
             answer = await client.ask(action="watch", collection="m", id="d00")
             assert (answer["code"], answer["field"]) == ("not_found", "id")
+
+
+async def test_lists_never_go_back_while_hosts_come_and_go(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    """The client notes each list it holds, and fails where an update doesn't fit its list or is older."""
+    async with scene(tmp_path, redis, start_gateway) as at_edge, watcher(at_edge.edge, binary=True) as other:
+        rng = random.Random(3)
+        queries: list[JsonMessage] = [{"vector": at(i / 4), "k": 5, "exact": True} for i in range(8)]
+        asked = {
+            client: {await client.watch(**query): query for query in queries} for client in (at_edge.client, other)
+        }
+        hearing = [asyncio.create_task(hear(client)) for client in asked]
+        for _ in range(3):
+            lender = await at_edge.lender()
+            survivor = at_edge.other(lender)
+            for i in range(60):
+                if i == 20:
+                    lender.kill()
+                if i == 40:
+                    await lender.start()
+                last = await put(survivor, f"d{rng.randrange(COUNT):02}", 2 * rng.random(), n=i)
+            await at_edge.nodes.level("m")
+        for task in hearing:
+            assert not task.done(), task.exception()
+            task.cancel()
+        await asyncio.wait(hearing)
+        for client, watches in asked.items():
+            for watch_id, query in watches.items():
+                how = {"action": "search", "collection": "m", "min_index_version": last, **query}
+                while (search := await client.ask(**how))["type"] == "error":
+                    assert search["retryable"], search
+                wanted = [(item["id"], item["metadata"]) for item in search["results"]]
+                while [(item["id"], item["metadata"]) for item in client.ranked(watch_id)] != wanted:
+                    await client.update()
+        assert at_edge.relaying.lost == 3
+
+
+async def hear(client: Watcher) -> None:
+    while True:
+        await client.receive()
