@@ -110,10 +110,13 @@ class Greeting(msgspec.Struct, frozen=True, tag="greeting"):
 
 
 class WatchCall(msgspec.Struct, frozen=True, tag="watch"):
-    """Asks for a watch, by an id that names it on this connection."""
+    """Asks for a watch, by an id that names it on this connection. `last` is the vector another host watched for: it is
+    the query where a document that it was the vector of is deleted.
+    """
 
     watch_id: str
     command: messages.Watch
+    last: bytes | None = None
 
 
 class UnwatchCall(msgspec.Struct, frozen=True, tag="unwatch"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+from gateway.engine.types import Vector
 from gateway.protocol.codec import MSGPACK, Codec
 from gateway.protocol.framing import relay_frame
 from gateway.protocol.messages import Message
@@ -26,6 +27,10 @@ class Form(Protocol):
         """Return a document's version where it is shown."""
         ...
 
+    def query(self, vector: Vector) -> bytes | None:
+        """Return the vector of a query where it is shown."""
+        ...
+
 
 class ForClient:
     def __init__(self, codec: Codec) -> None:
@@ -39,9 +44,14 @@ class ForClient:
     def version(self, version: int) -> None:  # noqa: ARG002 - clients are told what has changed
         return None
 
+    def query(self, vector: Vector) -> None:  # noqa: ARG002 - clients know what they asked for
+        return None
+
 
 class _ForEdge:
-    """Metadata and vectors as they are stored, and versions: an edge tells differences apart, and encodes, itself."""
+    """Metadata and vectors as they are stored, and versions: an edge tells differences apart, and encodes, itself. The
+    vector of the query is what it asks another host with.
+    """
 
     def written(self, message: Message) -> bytes:
         return relay_frame(MSGPACK.encode(message))
@@ -54,6 +64,9 @@ class _ForEdge:
 
     def version(self, version: int) -> int:
         return version
+
+    def query(self, vector: Vector) -> bytes:
+        return vector.tobytes()
 
 
 FOR_EDGE = _ForEdge()

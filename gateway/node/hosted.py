@@ -215,10 +215,12 @@ class Hosted:
     async def user(self, user_id: str) -> messages.UserMessage:
         return await self.users.describe(user_id)
 
-    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
+    async def watch(
+        self, command: messages.Watch, watch_id: str, form: Form, sink: Sink, last: bytes | None = None
+    ) -> Opened:
         if command.user_id is not None:
             return await self.users.watch(command, watch_id, form, sink)
-        return await self.watching.watch(command, watch_id, form, sink)
+        return await self.watching.watch(command, watch_id, form, sink, last)
 
     def close_watches(self) -> None:
         """Tell all who watch that there is no more to come: the collection is dropped."""

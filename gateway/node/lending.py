@@ -92,7 +92,7 @@ class Lending:
         watch_id = call.watch_id
         try:
             await self._sink.drained()
-            opened = await self._place().watch(call.command, watch_id, FOR_EDGE, self._sink)
+            opened = await self._place().watch(call.command, watch_id, FOR_EDGE, self._sink, call.last)
         except HotindexError as error:
             self._tell(Refused(watch_id=watch_id, failure=exchange.failure(error)))
         except Exception as error:  # one watch's fault must not be everyone's

@@ -23,6 +23,8 @@ class Told(Protocol):
 
     index_version: int
     """Of what was heard last."""
+    query: bytes | None
+    """The vector a host watches for."""
 
     def start(self, whole: Watching, at: int) -> None:
         """Take a first answer, at microseconds since the epoch; there is another one from each host."""
@@ -46,6 +48,7 @@ class TopK:
 
     def __init__(self) -> None:
         self.index_version = 0
+        self.query: bytes | None = None
         self._whole: Watching | None = None
         self._told: dict[str, Item] = {}
         self._now: dict[str, Item] = {}
@@ -53,7 +56,7 @@ class TopK:
     def start(self, whole: Watching, at: int) -> None:  # noqa: ARG002 - it has an index_version
         self._whole = whole
         self._now = {item.id: item for item in whole.results}
-        self.index_version = whole.index_version
+        self.index_version, self.query = whole.index_version, whole.query
 
     def follow(self, update: WatchUpdate | RecommendationUpdate) -> None:
         assert isinstance(update, WatchUpdate), "it isn't about a user"
@@ -64,6 +67,7 @@ class TopK:
         for item in (*update.added, *update.changed):
             self._now[item.id] = item
         self.index_version = update.index_version
+        self.query = update.query or self.query
 
     def first(self, watch_id: str, form: Form) -> Watching:
         assert self._whole is not None, "it has been started"
@@ -101,6 +105,7 @@ class Recommended:
         self._collection = collection
         self._user_id = user_id
         self.index_version = 0
+        self.query: bytes | None = None
         self._whole: Watching | None = None
         self._told: tuple[str, ...] = ()
         self._news: RecommendationUpdate | None = None

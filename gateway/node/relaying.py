@@ -63,6 +63,13 @@ class Relayed:
     timer: asyncio.TimerHandle | None = None
     retry: asyncio.TimerHandle | None = None
 
+    def call(self, lent_as: str) -> WatchCall:
+        """Return what asks for it: of a text that was embedded, by its vector."""
+        query = self.told.query
+        if query is None or self.command.text is None:
+            return WatchCall(lent_as, self.command, query)
+        return WatchCall(lent_as, msgspec.structs.replace(self.command, text=None, vector=query))
+
     def write(self, message: messages.Message) -> None:
         self.sink.write(self.form.written(message))
 
@@ -256,7 +263,7 @@ class Relaying:
                 relayed, _ = self._wanting.popitem()  # the newest, whose client waits for an answer
                 lent_as = relayed.lent_as = next(self._ids)
                 self._lent[lent_as] = relayed
-                await channel.send(exchange.encode(WatchCall(lent_as, relayed.command)))
+                await channel.send(exchange.encode(relayed.call(lent_as)))
             await self._wake.wait()
         await channel.close()
 
@@ -301,8 +308,8 @@ class Relaying:
         elif error.retryable or isinstance(error, Internal) or error.field == "collection":
             relayed.retry = asyncio.get_running_loop().call_later(_RETRY_S, self._want, relayed)
         else:
-            # Such as that the document which it follows was deleted meanwhile: who asks again is told so.
-            log.info("watch_refused", collection=self._collection, reason=error.message)
+            # It wasn't refused by the host before, and would be silent for good: who asks again is told why.
+            log.warning("watch_refused", collection=self._collection, reason=error.message)
             self._leave(relayed)
             relayed.sink.abandon()
 

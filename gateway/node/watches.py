@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
+import msgspec
 import numpy as np
 
 from gateway.engine.collection import Collection
 from gateway.engine.search import Query
 from gateway.engine.types import Applied, Document
-from gateway.errors import InvalidArgument
+from gateway.errors import InvalidArgument, NotFound
 from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Difference, Nearest, Ranked, Watch
 from gateway.node import queries
@@ -119,8 +120,13 @@ class Turn:
     """Of index_versions that too much has come after."""
 
 
-async def check(place: queries.Place, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Live:
-    """Return the watch a command asks for, which has no answer yet. Raises what is wrong with the command."""
+async def check(
+    place: queries.Place, command: messages.Watch, watch_id: str, form: Form, sink: Sink, last: bytes | None = None
+) -> Live:
+    """Return the watch a command asks for, which has no answer yet. Raises what is wrong with the command.
+
+    `last` was the vector of the document it follows, should that be deleted.
+    """
     given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
         raise InvalidArgument(
@@ -133,7 +139,12 @@ async def check(place: queries.Place, command: messages.Watch, watch_id: str, fo
     search = messages.Search(
         vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter
     )
-    query = await queries.query(place, search)
+    try:
+        query = await queries.query(place, search)
+    except NotFound:
+        if last is None:
+            raise
+        query = await queries.query(place, msgspec.structs.replace(search, id=None, vector=last))
     watch = Watch(
         query.vectors[0],
         command.k,
@@ -255,6 +266,7 @@ def watching(live: Live, index_version: int, ranked: Sequence[Ranked], vectors: 
         collection=live.collection,
         index_version=index_version,
         exact=live.exact,
+        query=live.form.query(live.watch.query),
         results=tuple(
             messages.WatchResult(id=one.document.id, score=one.score, **_shown(live, one.document, vectors))
             for one in ranked
@@ -270,6 +282,7 @@ def update(live: Live, index_version: int, difference: Difference, vectors: Vect
         added=_items(live, difference.added, vectors),
         changed=_items(live, difference.changed, vectors),
         removed=tuple(difference.removed),
+        query=None if live.follows is None else live.form.query(live.watch.query),
     )
 
 

@@ -90,12 +90,15 @@ class Watching:
         """Whether commits are to bring the vectors of all documents they change: one may come into a filter."""
         return self._filtered > 0
 
-    async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
+    async def watch(
+        self, command: messages.Watch, watch_id: str, form: Form, sink: Sink, last: bytes | None = None
+    ) -> Opened:
         """Return a watch that is told of changes once its answer was written and `begin` called.
 
-        Raises what is wrong with the command. Where this is cancelled, there is no watch.
+        `last` is what it was watched for elsewhere. Raises what is wrong with the command. Where this is cancelled, there
+        is no watch.
         """
-        live = await watches.check(self._place, command, watch_id, form, sink)
+        live = await watches.check(self._place, command, watch_id, form, sink, last)
         self._enter(live)
         try:
             reply = await live.first

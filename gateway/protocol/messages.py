@@ -322,6 +322,8 @@ class Watching(Message, frozen=True, kw_only=True, tag="watching"):
     index_version: int
     exact: bool
     results: tuple[WatchResult, ...]
+    query: bytes | None = None
+    """The vector watched for: what nodes tell each other, and clients aren't told."""
 
 
 class WatchItem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -340,6 +342,8 @@ class WatchUpdate(Message, frozen=True, kw_only=True, tag="watch_update"):
     added: tuple[WatchItem, ...]
     changed: tuple[WatchItem, ...]
     removed: tuple[str, ...]
+    query: bytes | None = None
+    """As in Watching, where it follows a document."""
 
 
 class SyncResult(

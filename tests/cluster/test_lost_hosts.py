@@ -246,19 +246,53 @@ async def test_a_host_that_says_nothing_any_more_is_left(
             frozen.thaw()
 
 
-async def test_a_watch_whose_document_was_deleted_meanwhile_ends_its_connection(
+async def test_the_last_vector_of_a_deleted_document_stays_the_query_at_another_host(
     tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
 ) -> None:
     async with scene(tmp_path, redis, start_gateway) as at_edge:
-        await at_edge.client.watch(id="d00", k=3)
+        client = at_edge.client
+        watch_id = await client.watch(id="d00", k=2)
         lender = await at_edge.lender()
         survivor = at_edge.other(lender)
+        await put(survivor, "d00", 1.0)
+        while client.ids(watch_id)[0] != "d20":
+            await client.update()
         await survivor.client.delete("m", "d00")
         lender.kill()
-        await at_edge.client.connection.wait_closed()
-        async with watcher(at_edge.edge) as client:
-            answer = await client.ask(action="watch", collection="m", id="d00")
-            assert (answer["code"], answer["field"]) == ("not_found", "id")
+        await put(survivor, "new", 1.01)
+        while client.ids(watch_id) != ["d20", "new"]:
+            await client.update()
+        await put(survivor, "d00", 0.0)
+        while client.ids(watch_id) != ["d01", "d02"]:
+            await client.update()
+
+
+async def test_a_text_is_not_embedded_again_at_another_host(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with scene(tmp_path, redis, start_gateway) as at_edge, watcher(at_edge.edge) as client:
+        writer = at_edge.nodes.members[0].client
+        for document_id, content in (("a", "red running shoes"), ("b", "a garden hose")):
+            await writer.upsert("texts", id=document_id, content=content)
+        await at_edge.nodes.level("texts")
+        while (answer := await client.ask(action="watch", collection="texts", text="shoes", k=1))["type"] == "error":
+            assert answer["retryable"] or answer["code"] == "not_found", answer
+            await asyncio.sleep(0.02)
+        assert client.ids(answer["watch_id"]) == ["a"]
+        lender = await at_edge.lender()
+        survivor = at_edge.other(lender)
+        lender.kill()
+        await at_edge.lender()
+
+        async def embedded() -> int:
+            (found,) = (await survivor.get("/v1/stats"))["models"]
+            return int(found["texts"])
+
+        before = await embedded()
+        await survivor.client.upsert("texts", id="c", content="shoes")
+        while client.ids(answer["watch_id"]) != ["c"]:
+            await client.update()
+        assert await embedded() == before + 1, "that of the document"
 
 
 async def test_lists_never_go_back_while_hosts_come_and_go(

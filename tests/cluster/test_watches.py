@@ -15,10 +15,12 @@ import pytest
 import websockets
 
 from gateway.app import Gateway
-from gateway.node import lending
+from gateway.errors import HotindexError, InvalidArgument, NotFound, Overloaded
+from gateway.node import lending, relaying
 from gateway.node.exchange import Greeting
 from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
+from gateway.node.watches import Opened
 from tests.cluster.test_nodes import Fleet, ask, edged, fleet, level, redis, until  # noqa: F401 - fixtures
 from tests.conftest import JsonMessage, JsonSocket, json_socket
 from tests.server.test_users import add_items, axis, did, recommended
@@ -420,3 +422,33 @@ async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> 
             await connection.send_bytes(said)
             assert (await connection.receive()).type is aiohttp.WSMsgType.CLOSE
         assert (await at_a.reply(action="get", collection="m", id="x"))["type"] == "document"
+
+
+async def test_what_a_host_refuses_later_is_asked_for_again_or_ends_the_connection(
+    fleet: Fleet,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(relaying, "_RETRY_S", 0.01)
+    async with watched(fleet) as scene:
+        watch_id = await scene.client.watch(vector=[1, 0], k=3)
+        hosted = scene.hosts[0].node.hosted("m")
+        refusals: list[HotindexError] = [Overloaded("busy", retry_after_s=1.0), NotFound("gone", field="collection")]
+        watch = hosted.watch
+
+        async def refusing(*given: Any) -> Opened:
+            if refusals:
+                raise refusals.pop()
+            return await watch(*given)
+
+        monkeypatch.setattr(hosted, "watch", refusing)
+        scene.relaying._want(scene.relayed)
+        ack = await put(scene.socket, "new", 0.01)
+        while "new" not in scene.client.ids(watch_id):
+            await scene.client.update()
+        await scene.exact(watch_id, ack, vector=[1, 0], k=3)
+        assert not refusals
+        refusals.append(InvalidArgument("it can't be", field="text"))
+        scene.relaying._want(scene.relayed)
+        with pytest.raises(websockets.ConnectionClosed):
+            await scene.client.update()
+        assert len(scene.relaying) == 0

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import msgspec
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -164,3 +165,4 @@ def test_of_recommendations_another_hosts_are_told_where_they_are_others() -> No
 
 def test_nodes_tell_each_other_what_is_stored() -> None:
     assert (FOR_EDGE.metadata('{"a": 1}'), FOR_EDGE.vector(b"1234"), FOR_EDGE.version(5)) == ('{"a": 1}', b"1234", 5)
+    assert FOR_EDGE.query(np.array([1, 2], np.float32)) == b"\0\0\x80\x3f\0\0\0\x40"
