@@ -50,13 +50,18 @@ class Feed:
     told: tuple[str, ...] = ()
     traces: dict[bytes, Live] = field(default_factory=dict)
     """By their queries."""
-    learned: bool = False
-    """Whether its profile has changed since the last push: that is told even if it changes nothing."""
+    version: int = 0
+    """The profile's, when it was told last: another one is told even if it changes nothing."""
     dirty: bool = False
     queued: bool = False
     begun: bool = False
     closed: bool = False
     due: float = -math.inf
+
+    @property
+    def may_be_made(self) -> bool:
+        """Not between its first answer and its beginning, when nothing can be told."""
+        return not self.closed and (self.begun or not self.first.done())
 
     def write(self, message: messages.Message) -> None:
         self.sink.write(self.form.written(message))
@@ -172,7 +177,6 @@ class Feeds:
     def _learned(self, user_ids: Sequence[str]) -> None:
         for user_id in user_ids:
             for feed in self._feeds.get(user_id, ()):
-                feed.learned = True
                 self._mark(feed)
 
     def _tell_strangers(self) -> None:
@@ -186,7 +190,7 @@ class Feeds:
         self._queue(feed)
 
     def _queue(self, feed: Feed) -> None:
-        if feed.queued or feed.closed or not (feed.begun or not feed.first.done()):
+        if feed.queued or not feed.may_be_made:
             return
         feed.queued = True
         task = asyncio.create_task(self._make(feed))
@@ -195,7 +199,7 @@ class Feeds:
 
     async def _make(self, feed: Feed) -> None:
         try:
-            while feed.dirty and not feed.closed:
+            while feed.dirty and feed.may_be_made:
                 if feed.begun:
                     await self._can_be_told(feed)
                 async with self._turn:
@@ -212,7 +216,7 @@ class Feeds:
     async def _make_once(self, feed: Feed) -> None:
         if feed.closed:
             return
-        feed.dirty, learned, feed.learned = False, feed.learned, False
+        feed.dirty = False
         try:
             found = await self._users.recommend(feed.ask)
         except HotindexError as error:
@@ -221,16 +225,16 @@ class Feeds:
             await self._failed(feed, internal(error, collection=self._name, watch=feed.watch_id))
         else:
             if not feed.closed:
-                self._take(feed, found, learned=learned)
+                self._take(feed, found)
 
     async def _failed(self, feed: Feed, error: HotindexError) -> None:
         if not feed.first.done():
             feed.first.set_exception(error)
         else:
-            feed.dirty = feed.learned = True
+            feed.dirty = True
             await asyncio.sleep(_RETRY_S)
 
-    def _take(self, feed: Feed, found: Recommended, *, learned: bool) -> None:
+    def _take(self, feed: Feed, found: Recommended) -> None:
         ids = tuple(hit.document.id for hit in found.hits)
         self._show(feed, frozenset(ids))
         self._trace(feed, found.near, found.seen)
@@ -240,10 +244,10 @@ class Feeds:
             self._strangers.add(feed)
         if not feed.first.done():
             feed.first.set_result(_watching(feed, found))
-        elif feed.begun and (learned or ids != feed.told):
+        elif found.version != feed.version or ids != feed.told:
             feed.write(_update(feed, found.hits, self._now()))
             feed.due = asyncio.get_running_loop().time() + feed.least_pause_s
-        feed.told = ids
+        feed.told, feed.version = ids, found.version
 
     def _show(self, feed: Feed, listed: frozenset[str]) -> None:
         for item_id in feed.listed - listed:
