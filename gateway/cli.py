@@ -25,6 +25,10 @@ app = typer.Typer(
 )
 
 Url = Annotated[str, typer.Option("--url", envvar="HOTINDEX_URL", help="The gateway's WebSocket address")]
+Text = Annotated[str | None, typer.Argument(help="What to look for")]
+User = Annotated[
+    str | None, typer.Option("--user", metavar="USER_ID", help="Instead of TEXT: what is recommended to this user")
+]
 HttpUrl = Annotated[str, typer.Option("--http-url", envvar="HOTINDEX_HTTP_URL", help="The gateway's HTTP address")]
 
 
@@ -163,31 +167,33 @@ def tail(
 @app.command()
 def search(
     collection: str,
-    text: str,
+    text: Text = None,
+    user: User = None,
     url: Url = DEFAULT_URL,
     k: Annotated[int, typer.Option("-k", help="How many")] = 10,
     where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line")] = False,
 ) -> None:
-    """Search a collection by text."""
+    """Search a collection by text, or for what is recommended to a user."""
     from gateway.commands.search import run
 
-    run(url, collection, text, k, where, as_json=as_json)
+    run(url, collection, text, user, k, where, as_json=as_json)
 
 
 @app.command()
 def watch(
     collection: str,
-    text: str,
+    text: Text = None,
+    user: User = None,
     url: Url = DEFAULT_URL,
     k: Annotated[int, typer.Option("-k", help="How many")] = 10,
     where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One change a line, as a JSON object")] = False,
 ) -> None:
-    """Search a collection by text, and show the answer anew whenever it changes, until Ctrl-C."""
+    """Search a collection by text, or for a user, and show the answer anew whenever it changes, until Ctrl-C."""
     from gateway.commands.watch import run
 
-    run(url, collection, text, k, where, as_json=as_json)
+    run(url, collection, text, user, k, where, as_json=as_json)
 
 
 @app.command()

@@ -27,6 +27,12 @@ def filter_from(text: str | None) -> dict[str, Any] | None:
     return parsed
 
 
+def either(text: str | None, user_id: str | None) -> None:
+    """Check that one thing is asked for: what is near a text, or what is recommended to a user."""
+    if (text is None) == (user_id is None):
+        raise typer.BadParameter(f"give TEXT or --user, {'one of them' if text is None else 'and not both'}")
+
+
 def complete(work: Coroutine[Any, Any, None]) -> None:
     """Run a subcommand to its end, or until Ctrl-C."""
     asyncio.run(work)

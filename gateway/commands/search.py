@@ -5,19 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from hotindex import Client
-from hotindex.types import Hit, Match
+from hotindex.types import Hit, Match, Recommendation
 from rich.table import Table
 
-from gateway.commands.common import complete, filter_from, line, show
+from gateway.commands.common import complete, either, filter_from, line, show
 
 
-def run(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
-    complete(_search(url, collection, text, k, where, as_json=as_json))
+def run(
+    url: str, collection: str, text: str | None, user_id: str | None, k: int, where: str | None, *, as_json: bool
+) -> None:
+    either(text, user_id)
+    complete(_search(url, collection, text, user_id, k, where, as_json=as_json))
 
 
-async def _search(url: str, collection: str, text: str, k: int, where: str | None, *, as_json: bool) -> None:
+async def _search(
+    url: str, collection: str, text: str | None, user_id: str | None, k: int, where: str | None, *, as_json: bool
+) -> None:
     async with Client(url) as client:
-        results = await client.search(collection, text=text, k=k, filter=filter_from(where))
+        results = await client.search(collection, text=text, user_id=user_id, k=k, filter=filter_from(where))
     if as_json:
         for hit in results.hits:
             print(line({"id": hit.id, "score": hit.score, "version": hit.version, "metadata": hit.metadata}))
@@ -25,7 +30,7 @@ async def _search(url: str, collection: str, text: str, k: int, where: str | Non
     show(table(results.hits, f"{collection} at index_version {results.index_version}"))
 
 
-def table(hits: Sequence[Hit | Match], title: str) -> Table:
+def table(hits: Sequence[Hit | Match | Recommendation], title: str) -> Table:
     """Return search results as a table for people; where it is too narrow, metadata are cut."""
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("score", justify="right", no_wrap=True, min_width=6)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hotindex.sync import Client
 
 from gateway.commands.process import GatewayProcess
 
@@ -99,6 +100,28 @@ def test_watch_shows_the_answer_as_it_changes(gateway: GatewayProcess, tmp_path:
         watch.terminate()
 
 
+def test_what_is_recommended_to_a_user_is_searched_for_and_watched(gateway: GatewayProcess, tmp_path: Path) -> None:
+    hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", *map(json.dumps, MOVIES))), "-c", "recommended")
+    command = ["recommended", "--user", "ann", "-k", "2"]
+    watching = [sys.executable, "-m", "hotindex", "watch", *command, "--json", "--url", gateway.ws]
+    with Client(gateway.ws) as client, subprocess.Popen(watching, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        first = json.loads(watch.stdout.readline())
+        seen = first["results"][0]["id"]
+        client.interact("ann", "purchase", seen, collection="recommended")
+        second = json.loads(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(10) == 130
+    assert (len(first["results"]), second["user_id"], second["removed"]) == (2, "ann", [seen])
+    assert {one["id"] for one in second["results"]} == {"1", "2", "3"} - {seen}
+    assert all(one["metadata"]["year"] for one in second["results"])
+    found = hotindex(gateway, "search", *command, "--json")
+    hits = [json.loads(line) for line in found.stdout.splitlines()]
+    assert [hit["id"] for hit in hits] == [one["id"] for one in second["results"]]
+    shown = hotindex(gateway, "search", *command).stdout.splitlines()
+    assert [line.split()[1] for line in shown[-len(hits) :]] == [hit["id"] for hit in hits]
+
+
 def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
     hotindex(gateway, "load", str(write(tmp_path / "a.jsonl", json.dumps(MOVIES[0]))), "-c", "kept")
     done = hotindex(gateway, "snapshot", "kept", "--http-url", gateway.http)
@@ -116,6 +139,12 @@ def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
         (["search", "films", "text", "-k", "0"], 1, "k is 0"),
         (["search", "films", "text", "--url", "ws://127.0.0.1:1"], 1, "can't connect"),
         (["watch", "nowhere", "text"], 1, "not_found: no collection 'nowhere'"),
+        (["search", "films"], 2, "TEXT or --user, one of them"),
+        (["search", "films", "text", "--user", "ann"], 2, "and not both"),
+        (["search", "nowhere", "--user", "ann"], 1, "not_found: no collection 'nowhere'"),
+        (["watch", "films"], 2, "TEXT or --user, one of them"),
+        (["watch", "films", "text", "--user", "ann"], 2, "and not both"),
+        (["watch", "nowhere", "--user", "ann"], 1, "not_found: no collection 'nowhere'"),
         (["load", "/nowhere.jsonl", "-c", "x"], 2, "/nowhere.jsonl"),
         (["fly"], 2, "fly"),
     ],

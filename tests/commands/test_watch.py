@@ -25,9 +25,9 @@ async def server() -> AsyncIterator[Scripted]:
 
 @asynccontextmanager
 async def watching(
-    server: Scripted, *flags: str, stdout: int = asyncio.subprocess.PIPE
+    server: Scripted, *flags: str, what: tuple[str, ...] = ("sailing",), stdout: int = asyncio.subprocess.PIPE
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    command = [sys.executable, "-m", "hotindex", "watch", "m", "sailing", "--url", server.url, *flags]
+    command = [sys.executable, "-m", "hotindex", "watch", "m", *what, "--url", server.url, *flags]
     env = {**os.environ, "TERM": "xterm", "COLUMNS": "80", "LINES": "24"}
     started = await asyncio.create_subprocess_exec(*command, stdout=stdout, env=env)
     try:
@@ -95,6 +95,53 @@ async def test_on_a_terminal_the_list_is_drawn_again_in_place(server: Scripted) 
     up = "\x1b[1A"
     assert again.index(up) < again.index("m at index_version 2")
     assert again.count(up) == 3
+
+
+USER = ("--user", "ann")
+
+
+async def test_json_of_a_user_is_a_list_a_line_with_what_its_items_are(server: Scripted) -> None:
+    async with watching(server, "--json", "-k", "3", "--filter", '{"year": 1990}', what=USER) as process:
+        first = json.loads((await lines(process, 1))[0])
+        server.metadata["c"] = {"name": "A lake"}
+        await server.recommend("ann", {"c": 0.5, "gone": 0.3, "a": 0.2})
+        second = json.loads((await lines(process, 1))[0])
+        assert await interrupted(process) == 130
+    assert [one["id"] for one in first["results"]] == ["b", "a"], "the gateway's order"
+    new = [item("c", 0.5, name="A lake"), item("gone", 0.3)]
+    listed = [*new, item("a", 0.2, name="The sea")]
+    assert second == {"user_id": "ann", "added": new, "removed": ["b"], "results": listed}
+    (asked,) = server.watched
+    assert (asked["user_id"], asked["k"], asked["filter"]) == ("ann", 3, {"year": 1990})
+    assert "text" not in asked
+    assert server.unwatched == ["w1"]
+
+
+async def test_without_a_terminal_each_list_of_a_user_is_a_block_of_lines(server: Scripted) -> None:
+    server.metadata["c"] = {"name": "A lake"}
+    async with watching(server, what=USER) as process:
+        first = await lines(process, 4)
+        await server.recommend("ann", {"c": 0.5})
+        second = await lines(process, 3)
+        assert await interrupted(process) == 130
+    assert (first[0], second[0]) == ("m for ann", "m for ann")
+    assert [line.split()[:2] for line in first[1:]] == [["score", "id"], ["0.800", "b"], ["0.900", "a"]]
+    assert second[2].split(maxsplit=2) == ["0.500", "c", '{"name":"A lake"}']
+
+
+async def test_on_a_terminal_the_list_of_a_user_is_drawn_again_in_place(server: Scripted) -> None:
+    server.metadata["c"] = {"name": "A lake"}
+    terminal, its_end = pty.openpty()
+    try:
+        async with watching(server, what=USER, stdout=its_end) as process:
+            await read_until(terminal, "A boat")
+            await server.recommend("ann", {"c": 0.5, "a": 0.2})
+            again = await read_until(terminal, "A lake")
+            assert await interrupted(process) == 130
+    finally:
+        os.close(its_end)
+        os.close(terminal)
+    assert again.count("\x1b[1A") == 3
 
 
 async def read_until(terminal: int, words: str) -> str:
