@@ -30,6 +30,9 @@ from gateway.push.room import Sink
 TRACED = 10
 """How many of the items nearest to each of those last liked have to stay the same, for a feed to be left alone."""
 
+SEEN_SINCE = 4
+"""So many of them at most may be items that were seen since it is known which they are."""
+
 _AT_ONCE = 2
 _RETRY_S = 1.0
 _NEWS_S = 1.0
@@ -262,12 +265,13 @@ class Feeds:
     def _trace(self, feed: Feed, near: Sequence[Near], seen: Set[str]) -> None:
         """Have the live queries tell when what is near the profile changes.
 
-        What traces an item still liked goes on. It may hold what was seen since, which does no more than waste a look.
+        What traces an item still liked goes on, until so much was seen since that it follows little else.
         """
         wanted = {one.query.tobytes(): one for one in near}
         kept, free = {}, []
         for query, trace in feed.traces.items():
-            if query in wanted and not trace.closed:
+            followed = query in wanted and len(seen - trace.watch.excluded) <= SEEN_SINCE
+            if followed and not trace.closed:
                 kept[query] = trace
             elif not trace.closed:
                 free.append(trace)

@@ -123,6 +123,24 @@ async def test_an_update_says_what_came_and_what_left(client: Client) -> None:
         assert kept.metadata == {"group": 1}, "as it was told at the beginning"
 
 
+async def test_what_is_near_an_item_is_told_of_however_much_of_it_was_seen(client: Client) -> None:
+    """The ten nearest were followed as of when the item was liked. When all of them had been hidden, and the item was liked
+    again and again meanwhile, nothing farther was told of.
+    """
+    hidden = [Document(f"h{i:02}", axis(1, 0.01 * i)) for i in range(1, 12)]
+    await client.upsert("items", [Document("liked", axis(1)), *hidden, *(Document(f"f{i}", axis(3)) for i in range(3))])
+    await client.interact("someone", "view", "f0", collection="items")
+    async with client.recommendations("ann", collection="items", k=2, diversity=0) as watch:
+        for document in hidden:
+            await client.interact("ann", "purchase", "liked", collection="items")
+            await client.interact("ann", "hide", document.id, collection="items")
+        await until_equal(watch, await searched(client, "ann", k=2, diversity=0))
+        assert {one[0] for one in ids(watch.results)} == {"f"}
+        await client.upsert("items", id="new", vector=axis(1, 0.3))
+        await until_equal(watch, await searched(client, "ann", k=2, diversity=0))
+        assert ids(watch.results)[0] == "new"
+
+
 async def test_a_filter_and_a_rate_are_kept_to(client: Client) -> None:
     await add_items(client)
     how: dict[str, Any] = {"k": 3, "filter": {"group": {"$in": [2, 3]}}, "max_rate": 4}

@@ -48,7 +48,8 @@ DEEDS: list[tuple[str, float | None, float]] = [
 ]
 """What users do, and what it weighs: more than nothing is for the item."""
 RECENT = 5
-TRACED = 10
+FOLLOWED = feeds.TRACED - feeds.SEEN_SINCE
+"""So many of the nearest unseen items to each of those last liked."""
 HOUR_S = 3600
 PATIENCE_S = 20.0
 
@@ -205,7 +206,7 @@ class RecommendationsMachine(RuleBasedStateMachine):
         if self.metric == "cosine":
             matrix /= np.linalg.norm(matrix, axis=1, keepdims=True)
         orders = [np.argsort(-(matrix @ one), kind="stable") for one in self.users[feed.asked.user_id].liked]
-        return [[(ids[i], *self.items[ids[i]]) for i in sorted(order[:TRACED].tolist())] for order in orders]
+        return [[(ids[i], *self.items[ids[i]]) for i in sorted(order[:FOLLOWED].tolist())] for order in orders]
 
     async def _write(self, operations: Sequence[Operation]) -> None:
         async with self.served.writer.transaction("items") as transaction:
