@@ -58,6 +58,8 @@ class Live:
     """Its number among the standing queries."""
     vector_version: int = 0
     """Of the vector of the document it follows."""
+    latest: tuple[int, bytes] | None = None
+    """The newest vector that a commit has brought of that document, with its version: it may be deleted before a search."""
     ticket: int = 0
     least_ticket: int = 0
     searching: bool = False
@@ -240,6 +242,9 @@ def search(collection: Collection, live: Live, ticket: int) -> Found:
         document, blob = collection.get(live.follows, include_vector=True) or (None, None)
         if document is not None and document.vector_version is not None and blob is not None:
             watch, vector_version = replace(watch, query=np.frombuffer(blob, np.float32)), document.vector_version
+        elif document is None and live.latest is not None and live.latest[0] > vector_version:
+            vector_version, blob = live.latest
+            watch = replace(watch, query=np.frombuffer(blob, np.float32))
     k = wanted(watch.k)
     query = Query(
         watch.query[np.newaxis],

@@ -274,6 +274,8 @@ class Watching:
                     continue
                 for live in self._followed.get(event.document.id, ()):
                     if event.document.vector_version > live.vector_version:
+                        if event.vector is not None:
+                            live.latest = event.document.vector_version, event.vector
                         self._want(live)
 
     def _take_in(self, turn: Turn) -> None:

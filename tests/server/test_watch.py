@@ -244,6 +244,26 @@ async def test_a_watch_of_a_document_follows_its_vector(socket: JsonSocket, clie
         await client.update()
 
 
+async def test_the_last_vector_of_a_document_stays_the_query_however_soon_it_is_deleted(
+    socket: JsonSocket, client: Watcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was read when it was searched for. Where the document was deleted by then, an older one stayed the query."""
+    await fill(socket)
+    watch_id = await client.watch(id="d00", k=2)
+    searching, deleted = watches.search, threading.Event()
+
+    def search(*given: Any) -> watches.Found:
+        assert deleted.wait(30)
+        return searching(*given)
+
+    monkeypatch.setattr(watches, "search", search)
+    await put(socket, "d00", 1.01)
+    await socket.reply(action="delete", collection="m", id="d00")
+    deleted.set()
+    while client.ids(watch_id) != ["d20", "d21"]:
+        await client.update()
+
+
 async def test_a_watch_of_a_document_that_never_rests_is_told(
     socket: JsonSocket, client: Watcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
