@@ -13,7 +13,7 @@ import hotindex
 import numpy as np
 import pytest
 from hotindex import Recommendations
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -343,5 +343,6 @@ class RecommendationsMachine(RuleBasedStateMachine):
             await self._leave(feed)
 
 
-RecommendationsMachine.TestCase.settings = settings(max_examples=15, stateful_step_count=25)
+# What fails is waited for: to shrink it takes too long.
+RecommendationsMachine.TestCase.settings = settings(phases=[Phase.generate], max_examples=15, stateful_step_count=25)
 TestRecommendations = pytest.mark.timeout(240)(RecommendationsMachine.TestCase)

@@ -13,7 +13,7 @@ import hotindex
 import numpy as np
 import pytest
 from hotindex import Change, Match, Watch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
@@ -36,10 +36,12 @@ DIMENSION = 6
 _drawn = np.random.default_rng(5).normal(size=(90, DIMENSION)).astype(np.float32)
 VECTORS = [*_drawn, *_drawn[:8], *(2 * _drawn[8:12])]
 """Some are equal, or so with cosine: there are ties."""
-CHANCE = Chance(IDS, VECTORS)
+FOLLOWED = IDS[:4]
+OFTEN = [*IDS, *(8 * FOLLOWED)]
+CHANCE = Chance(OFTEN, VECTORS)
 PATIENCE_S = 20.0
 
-ids = st.sampled_from(IDS)
+ids = st.sampled_from(OFTEN)
 vectors = st.sampled_from(range(len(VECTORS)))
 seeds = st.integers(0, 1 << 32)
 
@@ -68,7 +70,7 @@ asking = st.builds(
     min_score=st.sampled_from([-math.inf, -math.inf, -0.123]),
     exact=st.booleans(),
     query=vectors,
-    follows=st.sampled_from([None, None, *IDS[:4]]),
+    follows=st.sampled_from([None, None, *FOLLOWED]),
 )
 
 
@@ -203,11 +205,12 @@ class WatchMachine(RuleBasedStateMachine):
         async with self.served.writer.transaction("m") as transaction:
             for operation in operations:
                 operation(transaction, self.state.documents)
+                self._follow()
         if transaction.ack is not None:
-            self._wrote(transaction.ack.index_version)
+            self.states[transaction.ack.index_version] = self.state.copy()
 
-    def _wrote(self, index_version: int) -> None:
-        self.states[index_version] = self.state.copy()
+    def _follow(self) -> None:
+        """Note what is near what; the last vector of a document that is deleted stays."""
         for follower in self.followers:
             document = self.state.documents.get(follower.asked.follows or "")
             if document is not None:
@@ -315,5 +318,6 @@ class WatchMachine(RuleBasedStateMachine):
             await self._leave(follower)
 
 
-WatchMachine.TestCase.settings = settings(max_examples=20, stateful_step_count=25)
+# What fails is waited for: to shrink it takes too long.
+WatchMachine.TestCase.settings = settings(phases=[Phase.generate], max_examples=20, stateful_step_count=25)
 TestWatches = pytest.mark.timeout(240)(WatchMachine.TestCase)
