@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_watch(gateway: GatewayProcess) -> None:
     assert [line[1:] for line in first[1:]] == [["1", "{}", "new"], ["2", "{}", "new"]]
     assert [line[1:] for line in second[1:]] == [["3", "{}", "new"], ["1", "{}"], ["2", "{}"]]
     assert third[0] == ["at", "index_version", "4,", "gone:", "['3']"]
+
+
+def test_recommendations(gateway: GatewayProcess) -> None:
+    wanted = ["like mars", "purchase wormhole", "hide station", "like storm"]
+    done: list[str] = []
+    listed: list[str] = []
+    command = [sys.executable, "-u", str(EXAMPLES / "recommendations.py"), gateway.ws]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while done != wanted or set(listed) != {"marlin", "island", "naples"}:
+            line = process.stdout.readline()
+            if line.startswith(" "):
+                listed = ast.literal_eval(line.partition(": ")[2])
+                assert len(listed) == 3
+            else:
+                done.append(line.rstrip())
+                assert done == wanted[: len(done)]
+        process.kill()
 
 
 async def test_provider(tmp_path: Path) -> None:
