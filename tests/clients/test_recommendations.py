@@ -326,3 +326,28 @@ async def test_the_synchronous_client(gateway: Gateway) -> None:
                 next(iter(client.recommendations("ann", collection="nowhere")))
 
     await asyncio.to_thread(use)
+
+
+async def test_the_synchronous_client_takes_and_raises_the_same(gateway: Gateway) -> None:
+    def use() -> None:
+        with hotindex.sync.Client(gateway.ws) as client:
+            documents = [
+                Document(f"g{g}-{i}", axis(g, 0.01 * i), metadata={"group": g}) for g in range(3) for i in range(4)
+            ]
+            client.upsert("items", documents)
+            about: dict[str, Any] = {"value": 9, "timestamp": datetime.now(UTC), "event_id": "e", "collection": "items"}
+            acks = [client.interact("ann", "rate", "g1-0", **about) for _ in range(2)]
+            assert [ack.results[0].status for ack in acks] == ["inserted", "duplicate"]
+            how: dict[str, Any] = {"k": 2, "filter": {"group": {"$gte": 1}}, "diversity": 0}
+            found = [hit.id for hit in client.search("items", user_id="ann", **how).hits]
+            assert {one[:2] for one in found} == {"g1"}
+            with client.recommendations("ann", collection="items", max_rate=100, **how) as watch:
+                assert ids(next(iter(watch)).results) == found
+            with pytest.raises(hotindex.NotFound):
+                client.interact("ann", "click", "nothing", collection="items")
+            with pytest.raises(hotindex.InvalidRequest):
+                client.search("items", user_id="ann", diversity=2)
+            with pytest.raises(TypeError, match="must be a mapping"):
+                client.recommendations("ann", filter=["group"])  # type: ignore[arg-type]
+
+    await asyncio.to_thread(use)
