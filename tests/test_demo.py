@@ -14,8 +14,9 @@ from pathlib import Path
 
 from hotindex import Document, NotFound, Reset, Update
 from hotindex.sync import Client as SyncClient
-from hotindex.types import Change, Match
+from hotindex.types import Change, Match, Recommendation, RecommendationUpdate
 
+from gateway.demo.recommended import Recommended
 from gateway.demo.watched import Watched
 from tests.clients.test_client import free_port
 
@@ -38,6 +39,10 @@ def test_the_demo_ends_by_itself_with_everything_received() -> None:
     watch = re.search(r"^watch +(\d+) differences .+ those of an exact search$", run.stdout, re.MULTILINE)
     assert watch is not None, run.stdout
     assert int(watch[1]) > 0
+    assert re.search(r"^recommended to user:3808: \d+ for .+: .*\+ .+$", run.stdout, re.MULTILINE)
+    user = re.search(r"^recommended +(\d+) changes in the 5 for .+ are those of a search$", run.stdout, re.MULTILINE)
+    assert user is not None, run.stdout
+    assert int(user[1]) > 0
     assert re.search(rf"sent → watch +p50 .+ \(of {watch[1]} differences", run.stdout)
 
 
@@ -60,6 +65,20 @@ def test_a_difference_is_measured_from_the_oldest_event_that_changed_the_list() 
     assert watched.told_s == [], "the acknowledgement is on its way"
     watched.acked(deleted, "b", 3, 20.0)
     assert watched.told_s == [0.5]
+
+
+def test_a_users_list_on_the_screen_marks_what_came_with_the_latest_rating() -> None:
+    user = Recommended("ann", str.upper)
+    assert user.take(listed("ab"))
+    assert (user.news, user.changes) == ("A, B", 0)
+    user.rating("x", 9)
+    assert not user.take(listed("ba")), "the same movies"
+    assert user.take(listed("cb"))
+    assert (user.news, user.changes, user.titles) == ("9 for X: + C, B", 1, "C, B")
+
+
+def listed(ids: str) -> RecommendationUpdate:
+    return RecommendationUpdate("ann", (), (), tuple(Recommendation(one, 0.5, None) for one in ids))
 
 
 def answer(index_version: int, ids: str, added: str = "", removed: str = "") -> Change:

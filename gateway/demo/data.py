@@ -12,6 +12,8 @@ from hotindex import Document
 
 QUERIES = ("space adventure", "romantic comedy in Paris", "zombie horror", "samurai", "a heist gone wrong")
 WATCHED = QUERIES[0]
+USER = "user:3808"
+"""Who rated most of all, 109 movies."""
 
 
 def movies() -> list[Document]:
@@ -19,10 +21,10 @@ def movies() -> list[Document]:
     return [Document(row.pop("id"), metadata=row) for row in _rows("movies")]
 
 
-def ratings() -> Iterator[tuple[str, int]]:
-    """Yield the 8,000 ratings in order of time, as movie id and rating (0..10)."""
+def ratings() -> Iterator[tuple[str, str, int]]:
+    """Yield the 8,000 ratings in order of time, as user id, movie id and rating (0..10)."""
     for row in _rows("ratings"):
-        yield row["item_id"], row["rating"]
+        yield row["user_id"], row["item_id"], row["rating"]
 
 
 def _rows(name: str) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""The demo's producer and observer: real ratings as hot events, and how soon room, search and a watch know of each."""
+"""The demo's producer and observer: real ratings as hot events, and how soon room, search and a watch know of each; and
+as what users do, and what is recommended to one of them then.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,11 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from hotindex import Ack, Client, Document, Results, Update
+from hotindex import Ack, Client, Document, Recommendations, Results, Update
 from hotindex.watch import Watch
 
-from gateway.demo import data
+from gateway.demo import data, recommended
+from gateway.demo.recommended import Recommended
 from gateway.demo.watched import K, Watched, equal
 from gateway.engine.text import build_text
 
@@ -33,6 +36,12 @@ sequels, in turn of the movie just rated and of one near what is watched: among 
 _NEAR = 10
 """From so many come the sequels near what is watched. About half of them are nearer than the fifth nearest movie."""
 
+_RATED_EVERY_S = 0.1
+"""So often somebody's rating is sent as what a user did,"""
+
+_OWN_EVERY = 20
+"""and every so many of them the user's whose recommendations are watched, so that there is time to look at them."""
+
 _DRAIN_S = 15.0
 
 
@@ -40,6 +49,7 @@ _DRAIN_S = 15.0
 class Tally:
     """What happened so far. Times in seconds, per event, from its sending on."""
 
+    recommended: Recommended
     sent: int = 0
     acked: int = 0
     received: int = 0
@@ -80,11 +90,18 @@ class Step:
 class Replay:
     """Sends `rate` events a second on one connection, listens and watches on a second one, and searches on a third.
 
-    `told` is called whenever the watch's list is another one.
+    `told` is called with news of the watch's list, whenever that is another one, and `recommended` likewise.
     """
 
-    def __init__(self, movies: Sequence[Document], rate: float, told: Callable[[Watched], None]) -> None:
-        self.tally = Tally()
+    def __init__(
+        self,
+        movies: Sequence[Document],
+        rate: float,
+        told: Callable[[Watched], None],
+        recommended: Callable[[Recommended], None],
+    ) -> None:
+        self.tally = Tally(Recommended(data.USER, self._name))
+        self._sequels: dict[str, str] = {}
         self._films = {
             document.id: Film(str(fields["name"]), fields)
             for document in movies
@@ -92,35 +109,45 @@ class Replay:
         }
         self._rate = rate
         self._told = told
+        self._recommended = recommended
         self._changed = asyncio.Event()
         self._sent_at: dict[tuple[str, int], float] = {}
         self._arrived_at: dict[tuple[str, int], float] = {}
         self._complete = asyncio.Event()
+        self._replayed = asyncio.Event()
+        self._own = itertools.cycle([rating for rating in data.ratings() if rating[0] == data.USER])
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self, url: str, seconds: float | None) -> None:
-        """Replay for `seconds` (None: until cancelled), then wait until room and watch have had everything."""
+        """Replay for `seconds` (None: until cancelled), then wait until room, watch and user have had everything."""
         async with (
             Client(url) as producer,
             Client(url) as searcher,
             Client(url) as listener,
             listener.subscribe(COLLECTION) as room,
             listener.watch(COLLECTION, text=data.WATCHED, k=K, exact=True) as watch,
+            listener.recommendations(data.USER, collection=COLLECTION, k=recommended.K) as user,
         ):
             near = await searcher.search(COLLECTION, text=data.WATCHED, k=_NEAR, exact=True)
-            observing = (self._listen(room), self._follow(watch), self._ask(searcher))
+            observing = (self._listen(room), self._follow(watch), self._follow_user(user), self._ask(searcher))
             observers = [asyncio.create_task(work) for work in observing]
+            rating = asyncio.create_task(self._rate_on(searcher))
             try:
                 async with asyncio.timeout(seconds):
                     await self._produce(producer, searcher, [hit.id for hit in near.hits])
             except TimeoutError:
                 pass
             finally:
-                await self._drain()
-                await self._compare(searcher)
-                for observer in observers:
-                    observer.cancel()
-                await asyncio.gather(*observers, return_exceptions=True)
+                try:
+                    await self._drain()
+                    self._replayed.set()
+                    await rating
+                    await self._compare(searcher)
+                    await self._compare_user(searcher)
+                finally:
+                    for observer in observers:
+                        observer.cancel()
+                    await asyncio.gather(*observers, return_exceptions=True)
 
     async def _drain(self) -> None:
         await asyncio.gather(*self._tasks)
@@ -145,6 +172,37 @@ class Replay:
         except TimeoutError:
             return
 
+    async def _compare_user(self, searcher: Client) -> None:
+        """Wait until the user has the list that a search finds. It is made anew after a last rating, with all others'."""
+        user = self.tally.recommended
+        await self._interact(searcher, *next(self._own))
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while not user.agrees:
+                    self._changed.clear()
+                    found = await searcher.search(COLLECTION, user_id=user.user_id, k=recommended.K)
+                    user.agrees = user.ids == tuple(hit.id for hit in found.hits)
+                    if not user.agrees:
+                        await self._changed.wait()
+        except TimeoutError:
+            return
+
+    async def _rate_on(self, client: Client) -> None:
+        """Say what users do, until all is replayed."""
+        for number, rating in enumerate(itertools.cycle(data.ratings()), 1):
+            await self._interact(client, *(rating if number % _OWN_EVERY else next(self._own)))
+            try:
+                async with asyncio.timeout(_RATED_EVERY_S):
+                    await self._replayed.wait()
+                return
+            except TimeoutError:
+                continue
+
+    async def _interact(self, client: Client, user_id: str, movie: str, rating: int) -> None:
+        if user_id == data.USER:
+            self.tally.recommended.rating(movie, rating)
+        await client.interact(user_id, "rate", movie, value=rating, collection=COLLECTION)
+
     async def _produce(self, producer: Client, searcher: Client, near: Sequence[str]) -> None:
         started = time.perf_counter()
         for number, step in enumerate(self._steps(near)):
@@ -158,13 +216,14 @@ class Replay:
     def _steps(self, near: Sequence[str]) -> Iterator[Step]:
         added: deque[str] = deque()
         subjects = random.Random(0)
-        for number, (movie, rating) in enumerate(itertools.cycle(data.ratings()), 1):
+        for number, (_, movie, rating) in enumerate(itertools.cycle(data.ratings()), 1):
             film = self._films[movie]
             match number % _CATALOGUE_EVERY, (number // _CATALOGUE_EVERY) % 3:
                 case 0, 1:
                     in_turn = number // _CATALOGUE_EVERY // 3 % 2
                     sequel = (film if in_turn else self._films[subjects.choice(near)]).sequel()
                     added.append(f"sequel:{number}")
+                    self._sequels[added[-1]] = str(sequel["name"])
                     yield Step(Document(added[-1], metadata=sequel), added[-1], build_text(sequel))
                 case 0, 2:
                     film.fields["name"] = name = f"{film.name} - event {number}"
@@ -212,6 +271,15 @@ class Replay:
             self.tally.watched.take(change, time.perf_counter())
             self._changed.set()
             self._told(self.tally.watched)
+
+    async def _follow_user(self, user: Recommendations) -> None:
+        async for update in user:
+            if self.tally.recommended.take(update):
+                self._recommended(self.tally.recommended)
+            self._changed.set()
+
+    def _name(self, movie: str) -> str:
+        return self._films[movie].name if movie in self._films else self._sequels.get(movie, movie)
 
     def _settle(self) -> None:
         """Match arrivals with what was sent: an update may come before its writer's acknowledgement."""

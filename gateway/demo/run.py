@@ -19,14 +19,14 @@ from gateway.commands.load import load, progress_bar
 from gateway.commands.process import GatewayProcess
 from gateway.demo import data
 from gateway.demo.replay import COLLECTION, Replay
-from gateway.demo.screen import Screen, news, summarise
+from gateway.demo.screen import Screen, news, news_of, summarise
 
 _PLAIN_EVERY_S = 2.0
 _BATCH = 256
 
 
 def run(seconds: float | None, rate: float, ws_port: int, http_port: int) -> None:
-    """Run the demo; ends with status 1 if an event did not come to the room or was not found, or the watch is wrong."""
+    """Run the demo; ends with status 1 if an event did not come to the room or was not found, or a list is wrong."""
     console = Console()
     with tempfile.TemporaryDirectory(prefix="hotindex-demo-") as folder:
         data_dir = Path(folder)
@@ -53,7 +53,12 @@ async def _demo(console: Console, gateway: GatewayProcess, seconds: float | None
     movies = data.movies()
     load_s = await _load(console, gateway.ws, movies)
     in_lines = not console.is_terminal
-    replay = Replay(movies, rate, lambda watched: _print(console, news(watched)) if in_lines else None)
+
+    def tell(line: str) -> None:
+        if in_lines:
+            _print(console, line)
+
+    replay = Replay(movies, rate, lambda watched: tell(news(watched)), lambda user: tell(news_of(user)))
     tally = replay.tally
     screen = Screen(gateway, time.perf_counter())
     console.print(f"try from another shell; Ctrl-C ends:\n{screen.commands()}", highlight=False, soft_wrap=True)
@@ -65,7 +70,8 @@ async def _demo(console: Console, gateway: GatewayProcess, seconds: float | None
         with contextlib.suppress(asyncio.CancelledError):
             await replaying
     summarise(console, tally, len(movies), load_s)
-    return tally.sent == tally.acked == tally.received and tally.found == tally.probed and tally.watched.agrees
+    told = tally.sent == tally.acked == tally.received and tally.found == tally.probed
+    return told and tally.watched.agrees and tally.recommended.agrees
 
 
 async def _load(console: Console, url: str, movies: list[Document]) -> float:

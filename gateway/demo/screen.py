@@ -16,13 +16,14 @@ from gateway.commands.process import GatewayProcess
 from gateway.commands.search import table
 from gateway.commands.tail import describe
 from gateway.demo import data
+from gateway.demo.recommended import Recommended
 from gateway.demo.replay import COLLECTION, Tally
 from gateway.demo.watched import K, Watched, name
 
 _RECENT = 2000
 _COLOURS = {"+": "green", "↑": "yellow", "↓": "yellow"}
 
-_OTHER_ROWS = 21
+_OTHER_ROWS = 22
 """What is not the room's updates takes so many, with all frames."""
 
 
@@ -43,6 +44,7 @@ class Screen:
             f"  .venv/bin/hotindex tail {COLLECTION} --url {ws}\n"
             f"  .venv/bin/hotindex search {COLLECTION} 'pirates' --url {ws}\n"
             f"  .venv/bin/hotindex watch {COLLECTION} '{data.WATCHED}' --url {ws}\n"
+            f"  .venv/bin/hotindex watch {COLLECTION} --user {data.USER} --url {ws}\n"
             f"  curl -s {http}/v1/collections/{COLLECTION}/documents/movie:0133093\n"
             f"  curl -s {http}/metrics"
         )
@@ -66,11 +68,13 @@ class Screen:
             ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}\n",
             ("event sent → watch told        ", "dim"), f"{freshness(tally.watched.told_s)}",
         )  # fmt: skip
+        user = Text.assemble((f"for {tally.recommended.user_id} ", "dim"), tally.recommended.titles, no_wrap=True)
+        user.overflow = "ellipsis"
         latest = [*tally.latest][-max(1, height - _OTHER_ROWS) :]
         updates = Text("\n", no_wrap=True, overflow="ellipsis").join(describe(update) for update in latest)
         answer: RenderableType = table(tally.answer.hits, "") if tally.answer else ""
         return Group(
-            Panel(figures, title="hotindex demo: real ratings as hot events"),
+            Panel(Group(figures, user), title="hotindex demo: real ratings as hot events"),
             _watch(tally.watched),
             Panel(updates, title=f"the room of {COLLECTION!r}"),
             Panel(answer, title=f"search: {tally.query!r}"),
@@ -97,6 +101,11 @@ def news(watched: Watched) -> str:
     return f'watch "{watched.text}": {watched.news}'
 
 
+def news_of(user: Recommended) -> str:
+    """Return what is recommended to a user, in one plain line."""
+    return f"recommended to {user.user_id}: {user.news}"
+
+
 def freshness(times_s: Sequence[float]) -> str:
     """Return p50 and p99 of the latest times."""
     recent = times_s[-_RECENT:]
@@ -107,7 +116,7 @@ def freshness(times_s: Sequence[float]) -> str:
 
 
 def summarise(console: Console, tally: Tally, loaded: int, load_s: float) -> None:
-    watched = tally.watched
+    watched, user = tally.watched, tally.recommended
     rows = [
         f"loaded            {loaded} movies in {load_s:.1f} s, embedded, committed and searchable",
         f"events            {tally.sent} sent, {tally.acked} acknowledged, {tally.received} received in the room",
@@ -118,5 +127,7 @@ def summarise(console: Console, tally: Tally, loaded: int, load_s: float) -> Non
         f" (of {len(watched.told_s)} differences, each from the oldest event that it tells of)",
         f"watch             {watched.differences} differences in the {K} nearest to {watched.text!r};"
         f" at the end they are{'' if watched.agrees else ' NOT'} those of an exact search",
+        f"recommended       {user.changes} changes in the {len(user.ids)} for {user.user_id}, after {user.ratings} ratings;"
+        f" at the end they are{'' if user.agrees else ' NOT'} those of a search",
     ]
     console.print("\n".join(rows), highlight=False, markup=False, soft_wrap=True)
