@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 HOMES = {
     "hnswlib": {"gateway/engine/graph.py"},
     "sqlite3": {"gateway/engine/database.py"},
-    "websockets": {"gateway/server/connection.py", "clients/hotindex/client.py"},
+    "websockets": {"gateway/server/connection.py", "clients/hotindex/connection.py"},
     "aiohttp": {"gateway/server/http.py", "gateway/node/peers.py", "gateway/embed/transport.py"},
     "tenacity": {"gateway/embed/service.py"},
     "msgpack": {"clients/hotindex/wire.py"},

@@ -145,6 +145,8 @@ AnyList: TypeAlias = LiveList[Any, Any]
 class Watches:
     """The watches of a client, under the names the gateway gave them over the present connection."""
 
+    kinds = frozenset({"watch_update", "recommendation_update", "unwatched", "watching"})
+
     def __init__(self, request: Request, renew: Renew, tell: Tell, spawn: Spawn) -> None:
         self._request = request
         self._renew = renew
@@ -171,16 +173,12 @@ class Watches:
 
     def _began(self, watch: AnyList, reply: dict[str, Any]) -> None:
         if watch.ended:
-            self.unclaimed(reply)
+            self._unwatch_soon(reply["watch_id"])
             return
         # From here on it is the reader's to renew; before, a lost connection is made good by asking again.
         self._begun.add(watch)
         self._by_id[reply["watch_id"]] = watch
         watch.began(reply)
-
-    def unclaimed(self, reply: dict[str, Any]) -> None:
-        """Give back a watch whose `watching` came when nobody waited for it any more."""
-        self._unwatch_soon(reply["watch_id"])
 
     def _unwatch_soon(self, watch_id: str) -> None:
         self._spawn(self._tell(_unwatch(watch_id)))
@@ -196,7 +194,10 @@ class Watches:
         return watch_id
 
     def take(self, message: dict[str, Any]) -> None:
-        """Take in what the gateway sends of itself."""
+        """Take in what the gateway sends of itself, or the answer to a command that nobody waits for any more."""
+        if message["type"] == "watching":
+            self._unwatch_soon(message["watch_id"])
+            return
         watch = self._by_id.get(message.get("watch_id", ""))
         if watch is None:
             return  # it was on its way when the watch was left, or answers a producer's event
