@@ -268,6 +268,13 @@ class RecommendationsMachine(RuleBasedStateMachine):
     def put(self, item_id: str, vector: int, about: Metadata) -> None:
         self._change([Put(item_id, VECTORS[vector], about)])
 
+    @precondition(lambda self: any(user.liked for user in self.users.values()))
+    @rule(item_id=items, which=seeds, seed=seeds, about=some_metadata)
+    def put_near_what_was_liked(self, item_id: str, which: int, seed: int, about: Metadata) -> None:
+        liked = [vector for user in self.users.values() for vector in user.liked]
+        apart = np.random.default_rng(seed).normal(0, 0.1, DIMENSION).astype(np.float32)
+        self._change([Put(item_id, liked[which % len(liked)] + apart, about)])
+
     @rule(item_id=items, about=some_metadata)
     def patch(self, item_id: str, about: Metadata) -> None:
         self._change([Patch(item_id, about)])
