@@ -68,7 +68,9 @@ class Screen:
             ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}\n",
             ("event sent → watch told        ", "dim"), f"{freshness(tally.watched.told_s)}",
         )  # fmt: skip
-        user = Text.assemble((f"for {tally.recommended.user_id} ", "dim"), tally.recommended.titles, no_wrap=True)
+        user = Text.assemble(
+            (f"recommended to {tally.recommended.user_id} ", "dim"), tally.recommended.titles, no_wrap=True
+        )
         user.overflow = "ellipsis"
         latest = [*tally.latest][-max(1, height - _OTHER_ROWS) :]
         updates = Text("\n", no_wrap=True, overflow="ellipsis").join(describe(update) for update in latest)
