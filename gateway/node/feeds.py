@@ -33,7 +33,6 @@ TRACED = 10
 SEEN_SINCE = 4
 """So many of them at most may be items that were seen since it is known which they are."""
 
-_AT_ONCE = 2
 _RETRY_S = 1.0
 _NEWS_S = 1.0
 
@@ -83,7 +82,7 @@ class Feeds:
         self._strangers: set[Feed] = set()
         self._news: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Semaphore(_AT_ONCE)
+        self._turn = asyncio.Lock()
         self._ended = False
         users.learned.append(self._learned)
 

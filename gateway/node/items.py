@@ -34,6 +34,11 @@ class Item:
     length: float
     year: float
 
+    @property
+    def vector_version(self) -> int:
+        assert self.document.vector_version is not None, "a live document has a vector"
+        return self.document.vector_version
+
 
 class Items:
     """From any thread, but for `change`, which is called on the event loop with each commit, before it is acknowledged.
@@ -46,8 +51,7 @@ class Items:
         self._capacity = capacity
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}
-        self._ids: dict[int, str] = {}
-        """By vector_version."""
+        self._by_vector: dict[int, Item] = {}
         self._through = 0
         """The index_version of the last commit that is taken into account."""
 
@@ -72,18 +76,10 @@ class Items:
 
     def by_vector(self, vector_versions: Iterable[int]) -> dict[int, Item]:
         """Return the items that have these vectors; those whose vectors are others by now aren't there."""
-        found: dict[int, Item] = {}
-        missing: list[int] = []
-        for version in dict.fromkeys(vector_versions):
-            item = self._items.get(self._ids.get(version, ""))
-            if item is not None and item.document.vector_version == version:
-                found[version] = item
-            else:
-                missing.append(version)
-        for item in self._read((), missing) if missing else ():
-            assert item.document.vector_version is not None, "it was found by it"
-            found[item.document.vector_version] = item
-        return found
+        found = {version: self._by_vector.get(version) for version in vector_versions}
+        if missing := [version for version, item in found.items() if item is None]:
+            found.update((item.vector_version, item) for item in self._read((), missing))
+        return {version: item for version, item in found.items() if item is not None}
 
     def _read(self, item_ids: Sequence[str], vector_versions: Sequence[int]) -> list[Item]:
         index_version, found = self.collection.get_many(item_ids, vector_versions)
@@ -96,19 +92,16 @@ class Items:
         return items
 
     def _keep(self, item: Item) -> None:
-        document = item.document
-        self._forget(document.id)
+        self._forget(item.document.id)
         if len(self._items) >= self._capacity:
             for item_id in list(islice(self._items, self._capacity // 5 + 1)):
                 self._forget(item_id)
-        assert document.vector_version is not None, "a live document has a vector"
-        self._items[document.id] = item
-        self._ids[document.vector_version] = document.id
+        self._items[item.document.id] = self._by_vector[item.vector_version] = item
 
     def _forget(self, item_id: str) -> None:
         item = self._items.pop(item_id, None)
-        if item is not None and item.document.vector_version is not None:
-            self._ids.pop(item.document.vector_version, None)
+        if item is not None:
+            del self._by_vector[item.vector_version]
 
 
 def year(document: Document) -> float | None:

@@ -38,10 +38,20 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Near:
-    """The items nearest to one of the vectors that stand for a profile."""
+    """The items nearest to one of the vectors that stand for a profile, and their scores, as of `index_version`.
+
+    `complete` says that there are no others.
+    """
 
     query: Vector
-    nearest: Nearest
+    index_version: int
+    items: Sequence[tuple[Item, float]]
+    complete: bool
+
+    @property
+    def nearest(self) -> Nearest:
+        hits = [Hit(item.document, score, None) for item, score in self.items]
+        return Nearest(self.index_version, hits, self.complete)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,35 +89,32 @@ class Recommending:
         document = self.profile(ask.user_id)
         version, profile = (document.version, stored.decode(document).profile) if document else (0, profiles.EMPTY)
         seen = profiles.seen(profile, self.now, self.memory)
-        near, found = self._near(profile, ask.where, seen)
-        for item in self._popular(ask, seen):
-            found[item.document.id] = item
-        index_version = max((one.nearest.index_version for one in near), default=self.items.collection.index_version)
+        near = self._near(profile, ask.where, seen)
+        found = {item.document.id: item for one in near for item, _ in one.items}
+        found.update((item.document.id, item) for item in self._popular(ask, seen))
+        index_version = max((one.index_version for one in near), default=self.items.collection.index_version)
         return Recommended(index_version, version, self._choose(ask, profile, found), near, seen)
 
-    def _near(
-        self, profile: Profile, where: Filter | None, seen: frozenset[str]
-    ) -> tuple[tuple[Near, ...], dict[str, Item]]:
-        """Return what is near the profile, and all these items by id."""
+    def _near(self, profile: Profile, where: Filter | None, seen: frozenset[str]) -> tuple[Near, ...]:
         anchors = ranking.anchors(profile)
         if not anchors:
-            return (), {}
+            return ()
         asked = NEAREST + min(len(seen), _SEEN_NEAR)
-        near, items = self._nearest(Query(np.stack(anchors), asked, where, ef=_EF), seen)
-        if len(seen) > _SEEN_NEAR and any(len(one.hits) < NEAREST and not one.complete for one in near):
-            near, items = self._nearest(Query(np.stack(anchors), NEAREST + len(seen), where, ef=_EF), seen)
-        return tuple(Near(anchor, one) for anchor, one in zip(anchors, near, strict=True)), items
+        near = self._nearest(Query(np.stack(anchors), asked, where, ef=_EF), seen)
+        if len(seen) > _SEEN_NEAR and any(len(one.items) < NEAREST and not one.complete for one in near):
+            near = self._nearest(Query(np.stack(anchors), NEAREST + len(seen), where, ef=_EF), seen)
+        return near
 
-    def _nearest(self, query: Query, seen: frozenset[str]) -> tuple[list[Nearest], dict[str, Item]]:
+    def _nearest(self, query: Query, seen: frozenset[str]) -> tuple[Near, ...]:
         index_version, found = self._find(query)
         items = self.items.by_vector(version for one in found for version, _ in one)
         near = []
-        for one in found:
-            left = [(items[version], score) for version, score in one if version in items]
-            hits = [Hit(item.document, score, None) for item, score in left if item.document.id not in seen]
-            complete = len(one) < query.k and len(hits) < NEAREST
-            near.append(Nearest(index_version, hits[:NEAREST], complete))
-        return near, {hit.document.id: items[_version(hit)] for one in near for hit in one.hits}
+        for anchor, one in zip(query.vectors, found, strict=True):
+            there = [(items[version], score) for version, score in one if version in items]
+            left = [pair for pair in there if pair[0].document.id not in seen]
+            complete = len(one) < query.k and len(left) < NEAREST
+            near.append(Near(anchor, index_version, left[:NEAREST], complete))
+        return tuple(near)
 
     def _find(self, query: Query) -> tuple[int, list[list[tuple[int, float]]]]:
         """Return an index_version, and vector_versions and scores of what is nearest to each vector as of it."""
@@ -136,8 +143,7 @@ class Recommending:
     def _choose(self, ask: Ask, profile: Profile, found: Mapping[str, Item]) -> tuple[Hit, ...]:
         if not found:
             return ()
-        ids = sorted(found)
-        items = [found[one] for one in ids]
+        ids, items = list(found), list(found.values())
         lengths = np.array([item.length or 1.0 for item in items], np.float32)
         matrix: Matrix = np.concatenate([item.vector for item in items]).reshape(len(items), -1)
         matrix /= lengths[:, np.newaxis]

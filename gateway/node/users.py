@@ -85,6 +85,7 @@ class Users:
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
         self._lock = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self.learned: list[Callable[[Sequence[str]], None]] = []
         """Called with the ids of users whose profiles have changed."""
         home.listeners.append(self._items_changed)
@@ -150,7 +151,8 @@ class Users:
         recommending = Recommending(
             self.items, partial(self._profile, companion), popularity, popular, self.memory, now
         )
-        return await self._home.read(partial(recommending.recommend, ask))
+        async with self._turn:  # two at once would but wait for each other: it is the interpreter that works
+            return await self._home.read(partial(recommending.recommend, ask))
 
     def _profile(self, companion: Home | None, user_id: str) -> Document | None:
         """Return what is stored of a user, from any thread. Blocks."""
