@@ -9,13 +9,11 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from bench.harness import Percentiles
+from bench.harness import Percentiles, one_core
 from bench.recommend.data import Catalogue, Rating
 from bench.recommend.recommenders import K
 from gateway.engine.graph import Graph
@@ -43,7 +41,7 @@ def measure(catalogue: Catalogue, ratings: Sequence[Rating], count: int, seed: i
     now = ratings[-1].at
     drawn = np.random.default_rng(seed).integers(0, len(ratings), count)
     steps: dict[str, list[float]] = defaultdict(list)
-    with _one_core():
+    with one_core():
         for position in drawn.tolist():
             rating = ratings[position]
             now += 1
@@ -77,19 +75,3 @@ def _interaction(
     steps["find what is near"].append(searched - listed)
     steps["score and choose"].append(done - searched)
     steps[WHOLE].append(done - began)
-
-
-@contextmanager
-def _one_core() -> Iterator[None]:
-    """Keep all threads of the process on one core."""
-    before = os.sched_getaffinity(0)
-    try:
-        _pin({min(before)})
-        yield
-    finally:
-        _pin(before)
-
-
-def _pin(cores: set[int]) -> None:
-    for task in Path("/proc/self/task").iterdir():
-        os.sched_setaffinity(int(task.name), cores)
