@@ -2,132 +2,124 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from bench.engine import data
-from gateway.engine import vectors
-from gateway.engine.types import Applied, Change, Document, EventType, Hit, Metric, Source
+from bench.harness import one_core
+from bench.ingest.processes import memory_mib
+from bench.watch.changes import SHARED, SIZE, World, queries
+from bench.watch.exact import ANY, answers, nearest
+from gateway.engine.filter import Filter
+from gateway.engine.types import Applied, Hit, Metric
 from gateway.live.standing import Standing, wanted
 from gateway.live.types import Nearest, Watch
 
-DIMENSION, K, BATCH, CHECKED = 384, 10, 64, 100
-_NOISE, _BLOCK = 0.3, 256
+K = 10
+_AT_ONCE = 4096
+_COMMITS_A_FOCUS = 4
+"""So many take away what is nearest to one watch, more than it holds, before they turn to another."""
+_THREADS = os.cpu_count() or 1
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Seconds are of `updates`; `equal` is the share of the checked answers that are brute force's."""
+@dataclass(slots=True)
+class Followed:
+    """Commits that were applied; times are of each, in seconds."""
 
-    watches: int
-    updates: int
-    thread_s: float
-    clock_s: float
-    refills: int
-    equal: float
-    extra_bytes: float
-    again_s: float
-    """What one change costs where every watch is searched for again, exactly: processor time."""
+    updates: int = 0
+    thread_s: float = 0.0
+    commits_s: list[float] = field(default_factory=list)
+    refills: int = 0
+    differences: int = 0
+
+    @property
+    def per_s(self) -> float:
+        """Updates a second of processor time: what one core does that has nothing else to do."""
+        return self.updates / self.thread_s
+
+    @property
+    def per_clock_s(self) -> float:
+        return self.updates / sum(self.commits_s)
 
 
 class Core:
-    """Documents and the watches on them; deleted ones have a row of zeros."""
+    """Documents and the watches on them. `bytes_each` is what a watch takes, its vector included."""
 
-    def __init__(self, watches: int, rng: np.random.Generator) -> None:
+    DIMENSION = 384
+
+    def __init__(self, documents: int, watches: int, rng: np.random.Generator) -> None:
         self._rng = rng
-        self._rows = data.movies()
-        count = len(self._rows)
-        self._version = count
-        self._documents = [
-            Document(f"d{i}", 1, i + 1, i + 1, i + 1, Source.VECTOR, 0, "{}", None) for i in range(count)
-        ]
-        self._queries = data.noisy(self._rows[rng.integers(0, count, watches)], rng)
-        self._standing = Standing(DIMENSION, Metric.COSINE, count)
+        self.world = World(documents, rng)
+        self.asked = queries(self.world, watches, rng)
+        self._standing = Standing(self.DIMENSION, Metric.COSINE, self.world.index_version)
         self._numbers: list[int] = []
-        for start in range(0, watches, _BLOCK):
-            places = np.arange(start, min(start + _BLOCK, watches))
-            for place, found in zip(places.tolist(), self._search(places), strict=True):
-                self._numbers.append(self._standing.add(Watch(self._queries[place], K), found))
-                self._standing.answer(self._numbers[-1])
-        self._place_of = {number: place for place, number in enumerate(self._numbers)}
+        self._place_of: dict[int, int] = {}
+        self._commits = 0
+        self._add_all()
 
-    def measure(self, batches: int) -> Figures:
-        """Apply batches; timed are `apply`, searches and refills of short watches, and every difference."""
-        thread_s = clock_s = 0.0
-        refills = 0
-        for _ in range(batches):
-            applied = self._batch()
-            thread, clock = time.thread_time(), time.perf_counter()
-            affected = self._standing.apply(applied)
-            for start in range(0, len(affected.short), _BLOCK):
-                short = affected.short[start : start + _BLOCK]
-                found = self._search(np.array([self._place_of[number] for number in short]))
-                for number, nearest in zip(short, found, strict=True):
-                    self._standing.refill(number, nearest)
-            differing = self._standing.differences({*affected.changed, *affected.short})
-            self._standing.tell(differing)
-            thread_s += time.thread_time() - thread
-            clock_s += time.perf_counter() - clock
-            refills += len(affected.short)
-        watches = len(self._numbers)
-        extra = self._standing.size_bytes / watches - DIMENSION * 4
-        again_s = self._again_s() * watches
-        return Figures(watches, batches * BATCH, thread_s, clock_s, refills, self._equal(), extra, again_s)
-
-    def _search(self, places: np.typing.NDArray[np.int64]) -> list[Nearest]:
+    def _add_all(self) -> None:
         width = wanted(K)
-        found = []
-        for scores in self._queries[places] @ self._rows.T:
-            top = np.argpartition(-scores, width)[:width].tolist()
-            hits = [
-                Hit(self._documents[at], float(scores[at]), self._rows[at].tobytes())
-                for at in top
-                if not self._documents[at].deleted
-            ]
-            found.append(Nearest(self._standing.index_version, hits, complete=False))
-        return found
+        total = len(self.asked.queries)
+        step = min(_AT_ONCE, total // 4)
+        for start in range(0, total, step):
+            if start == step:
+                # What grew so far was the search's room, too.
+                before = memory_mib(os.getpid(), "VmRSS")
+            part = self.asked.at(slice(start, start + step))
+            found = nearest(part, self.world.corpus, width, _THREADS).tolist()
+            for query, group, places in zip(part.queries, part.groups.tolist(), found, strict=True):
+                where = None if group == ANY else Filter({"group": group})
+                number = self._standing.add(Watch(query, K, where), self._nearest(places))
+                self._standing.answer(number)
+                self._place_of[number] = len(self._numbers)
+                self._numbers.append(number)
+        del found, places
+        gc.collect()
+        grown = (memory_mib(os.getpid(), "VmRSS") - before) * 2**20
+        # Arrays have room for more watches, which isn't resident yet.
+        self.bytes_each = max(grown / (total - step), self._standing.size_bytes / total)
 
-    def _batch(self) -> Applied:
-        """Return changes of random documents: one in eight is deleted, and a deleted one is inserted anew."""
-        places = self._rng.choice(len(self._rows), BATCH, replace=False)
-        # A document's new vector is near that of any document, so that deleted ones have one too.
-        near = self._rng.permutation(np.flatnonzero(self._rows.any(axis=1)))[:BATCH]
-        events = []
-        for place, row in zip(places.tolist(), data.noisy(self._rows[near], self._rng, _NOISE), strict=True):
-            old = self._documents[place]
-            self._version += 1
-            gone = not old.deleted and self._rng.random() < 1 / 8
-            kind = EventType.DELETE if gone else EventType.INSERT if old.deleted else EventType.UPDATE
-            created = self._version if old.deleted else old.created
-            vector_version = None if gone else self._version
-            new = Document(
-                old.id, old.version + 1, self._version, created, vector_version, Source.VECTOR, 0, "{}", None
-            )
-            self._documents[place] = new
-            self._rows[place] = 0 if gone else row
-            before = None if old.deleted else old.metadata
-            events.append(Change(kind, new, before, None if gone else row.tobytes()))
-        return Applied(self._version - BATCH + 1, self._version, tuple(events))
+    def follow(self, rounds: int, each: int = SIZE) -> Followed:
+        """Make `rounds` times SIZE changes, and apply them in commits of `each`, on one core."""
+        followed = Followed(updates=rounds * SIZE)
+        with one_core():
+            for _ in range(rounds):
+                if self._commits % _COMMITS_A_FOCUS == 0:
+                    self._focus = self.asked.at([int(self._rng.integers(max(1, round(len(self._numbers) * SHARED))))])
+                self._commits += 1
+                for applied in self.world.commit(self._focus, each):
+                    thread, clock = time.thread_time(), time.perf_counter()
+                    self._apply(applied, followed)
+                    followed.commits_s.append(time.perf_counter() - clock)
+                    followed.thread_s += time.thread_time() - thread
+        return followed
 
-    def _again_s(self) -> float:
-        queries = self._queries[:_BLOCK]
-        started = time.thread_time()
-        for scores in queries @ self._rows.T:
-            np.argpartition(-scores, K)
-        return (time.thread_time() - started) / len(queries)
+    def _apply(self, applied: Applied, followed: Followed) -> None:
+        """Do what a commit asks for: find whom it concerns, search for those that ran short, and tell all apart."""
+        affected = self._standing.apply(applied)
+        if affected.short:
+            part = self.asked.at([self._place_of[number] for number in affected.short])
+            found = nearest(part, self.world.corpus, wanted(K)).tolist()
+            for number, places in zip(affected.short, found, strict=True):
+                self._standing.refill(number, self._nearest(places))
+        differing = self._standing.differences({*affected.changed, *affected.short})
+        self._standing.tell(differing)
+        followed.refills += len(affected.short)
+        followed.differences += len(differing)
 
-    def _equal(self) -> float:
-        rows = vectors.comparable(self._rows[self._rows.any(axis=1)], Metric.COSINE)
-        documents = [one for one in self._documents if not one.deleted]
-        checked = self._rng.choice(len(self._numbers), min(CHECKED, len(self._numbers)), replace=False).tolist()
-        equal = 0
-        for place in checked:
-            query = vectors.comparable(self._queries[place], Metric.COSINE)
-            scores = vectors.paired_scores(np.broadcast_to(query, rows.shape), rows, Metric.COSINE)
-            top = np.argpartition(-scores, 5 * K)[: 5 * K].tolist()
-            expected = sorted((-float(scores[at]), documents[at].id) for at in top)[:K]
-            answer = self._standing.answer(self._numbers[place])
-            equal += [(-one.score, one.document.id) for one in answer] == expected
-        return equal / len(checked)
+    def _nearest(self, places: Sequence[int]) -> Nearest:
+        documents, rows = self.world.documents, self.world.corpus.rows
+        hits = [Hit(documents[at], 0.0, rows[at].tobytes()) for at in places]  # scored anew by their vectors
+        return Nearest(self.world.index_version, hits, complete=False)
+
+    def equal(self) -> int:
+        """Return how many watches have the answer of brute force: all documents, and scores to the last bit."""
+        expected = answers(self.asked, self.world.corpus, self.world.ids, K, _THREADS)
+        return sum(
+            [(one.document.id, one.score) for one in self._standing.answer(number)] == answer
+            for number, answer in zip(self._numbers, expected, strict=True)
+        )
