@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import time
@@ -46,6 +47,13 @@ class Followed:
         return self.updates / sum(self.commits_s)
 
 
+def _resident_bytes() -> float:
+    """Return what this process takes, once it has given back what it doesn't use."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    return memory_mib(os.getpid(), "VmRSS") * 2**20
+
+
 class Core:
     """Documents and the watches on them. `bytes_each` is what a watch takes, its vector included."""
 
@@ -67,8 +75,7 @@ class Core:
         step = min(_AT_ONCE, total // 4)
         for start in range(0, total, step):
             if start == step:
-                # What grew so far was the search's room, too.
-                before = memory_mib(os.getpid(), "VmRSS")
+                before = _resident_bytes()  # what grew so far was the search's room, too
             part = self.asked.at(slice(start, start + step))
             found = nearest(part, self.world.corpus, width, _THREADS).tolist()
             for query, group, places in zip(part.queries, part.groups.tolist(), found, strict=True):
@@ -78,8 +85,7 @@ class Core:
                 self._place_of[number] = len(self._numbers)
                 self._numbers.append(number)
         del found, places
-        gc.collect()
-        grown = (memory_mib(os.getpid(), "VmRSS") - before) * 2**20
+        grown = _resident_bytes() - before
         # Arrays have room for more watches, which isn't resident yet.
         self.bytes_each = max(grown / (total - step), self._standing.size_bytes / total)
 
