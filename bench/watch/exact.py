@@ -59,7 +59,7 @@ def nearest(asked: Asked, corpus: Corpus, count: int, threads: int = 1) -> Place
             corpus.groups == part.groups[filtered, np.newaxis], products[filtered], np.float32(-np.inf)
         )
         least = products.shape[1] - count
-        found: Places = np.argpartition(products, least, axis=1)[:, least:]
+        found: Places = np.argpartition(products, least, axis=1)[:, least:].copy()  # a view would keep all places
         assert np.isfinite(np.take_along_axis(products, found, 1)).all(), "more documents fit than are asked for"
         return found
 
