@@ -122,10 +122,16 @@ class Core:
         hits = [Hit(documents[at], 0.0, rows[at].tobytes()) for at in places]  # scored anew by their vectors
         return Nearest(self.world.index_version, hits, complete=False)
 
-    def equal(self) -> int:
-        """Return how many watches have the answer of brute force: all documents, and scores to the last bit."""
-        expected = answers(self.asked, self.world.corpus, self.world.ids, K, _THREADS)
-        return sum(
-            [(one.document.id, one.score) for one in self._standing.answer(number)] == answer
-            for number, answer in zip(self._numbers, expected, strict=True)
+    def equal(self, most: int) -> tuple[int, int]:
+        """Return how many of the watches, or of `most` drawn, have the answer of brute force, and how many were asked.
+
+        Equal are all documents, and scores to the last bit.
+        """
+        total = len(self._numbers)
+        drawn = self._rng.permutation(total)[:most].tolist()
+        expected = answers(self.asked.at(drawn), self.world.corpus, self.world.ids, K, _THREADS)
+        equal = sum(
+            [(one.document.id, one.score) for one in self._standing.answer(self._numbers[at])] == answer
+            for at, answer in zip(drawn, expected, strict=True)
         )
+        return equal, len(drawn)
