@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,15 +22,28 @@ from bench.engine.data import Matrix
 from bench.harness import Percentiles
 from bench.ingest.processes import Gateway, gateway
 from bench.watch.clients import Connection, Message, dealt, paced, settled
+from bench.watch.events import Event, K, events
 from bench.watch.exact import ANY, Asked, Corpus, answers
 
 COLLECTION = "watched"
 WATCHES, RATE, SECONDS = 1000, 500.0, 12.0
-K = 10
-_AIMED_EVERY = 5
-_AIMED, _CALM = 500, 4000
-"""So many documents go from watch to watch, and so many change far from all of them."""
-_NOISE, _BATCH = 0.3, 256
+_EXACT_EVERY = 25
+"""Each of so many watches asks for exact searches; these take too long here for all to."""
+_DEPTH = 3 * K
+_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """All lists at the end, beside brute force. `right` are those that lack at most what their first search missed.
+
+    `recall` is of all, `exact` counts the watches that asked for exact searches: these have to be equal altogether.
+    """
+
+    equal: int
+    right: int
+    exact: int
+    recall: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +61,7 @@ class Figures:
     updates: int
     lost: int
     """Events that changed a watch's answer, of which it wasn't told."""
-    equal: int
-    """Watches whose lists are at the end what an exact search finds."""
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An upsert. `watch` is the place of the one whose list it heads, None where it changes none."""
-
-    id: str
-    vector: Matrix
-    watch: int | None
+    checked: Checked
 
 
 @dataclass(slots=True)
@@ -79,7 +82,13 @@ class Audience:
         place_of: dict[str, int] = {}
         connection = await stack.enter_async_context(Connection.opened(url, partial(self._update, place_of)))
         commands = [
-            {"action": "watch", "collection": COLLECTION, "vector": queries[at].tobytes(), "k": K, "exact": True}
+            {
+                "action": "watch",
+                "collection": COLLECTION,
+                "vector": queries[at].tobytes(),
+                "k": K,
+                "exact": at % _EXACT_EVERY == 0,
+            }
             for at in places
         ]
         for at, reply in zip(places, await connection.ask_all(commands), strict=True):
@@ -100,12 +109,19 @@ class Audience:
         """Take in what the room is told."""
         self.room_at[push["event"]["metadata"]["n"]] = at
 
-    def equal(self, asked: Asked, corpus: Corpus, ids: Sequence[str]) -> int:
-        """Return how many lists are brute force's."""
-        return sum(
-            sorted(held.items(), key=lambda pair: (-pair[1], pair[0])) == expected
-            for held, expected in zip(self.lists, answers(asked, corpus, ids, K), strict=True)
-        )
+    def checked(self, asked: Asked, corpus: Corpus, ids: Sequence[str], written: Set[str]) -> Checked:
+        """Compare all lists with brute force. None may lack what was `written` since it was opened."""
+        equal = right = found = 0
+        for place, nearest in enumerate(answers(asked, corpus, ids, _DEPTH)):
+            held = self.lists[place]
+            shown = sorted(held.items(), key=lambda pair: (-pair[1], pair[0]))
+            if shown == nearest[:K]:
+                equal += 1
+                right += 1
+            elif place % _EXACT_EVERY and len(shown) == K:
+                right += shown == [one for one in nearest if one[0] in held or one[0] in written][:K]
+            found += len(held.keys() & {document_id for document_id, _ in nearest[:K]})
+        return Checked(equal, right, len(self.lists[::_EXACT_EVERY]), found / K / len(self.lists))
 
 
 @dataclass(slots=True)
@@ -173,7 +189,7 @@ async def _measure(subject: Gateway, rng: np.random.Generator, scale: float) -> 
             late=Percentiles.of([stream.late_s[n] for n in measured]),
             updates=audience.updates,
             lost=len(aimed) - len(told),
-            equal=_equal(audience, queries, rows, stream.sent),
+            checked=_checked(audience, queries, rows, stream.sent[: alone.stop], stream.sent[alone.stop :]),
         )
 
 
@@ -189,31 +205,10 @@ def _since(stream: Stream, arrived: dict[int, float]) -> Percentiles:
     return Percentiles.of([at - stream.due_at[n] for n, at in arrived.items()])
 
 
-def _equal(audience: Audience, queries: Matrix, rows: Matrix, sent: Sequence[Event]) -> int:
-    latest = {f"d{i}": row for i, row in enumerate(rows)} | {event.id: event.vector for event in sent}
+def _checked(
+    audience: Audience, queries: Matrix, rows: Matrix, before: Sequence[Event], after: Sequence[Event]
+) -> Checked:
+    latest = {f"d{i}": row for i, row in enumerate(rows)} | {one.id: one.vector for one in (*before, *after)}
     corpus = Corpus(np.stack(list(latest.values())), np.zeros(len(latest), np.int64))
-    return audience.equal(Asked(queries, np.full(len(queries), ANY)), corpus, list(latest))
-
-
-def events(queries: Matrix, rows: Matrix, rng: np.random.Generator) -> Iterator[Event]:
-    """Yield events without end: each fifth is at a watch's query, all others are further from every watch than k rows.
-
-    As the rows don't change, no list ever ends further away.
-    """
-    last = np.partition(queries @ rows.T, -K, axis=1)[:, -K]
-    calm = _calm(queries, last, rows, rng)
-    number = 0
-    while True:
-        for watch in rng.permutation(len(queries)).tolist():
-            for _ in range(_AIMED_EVERY - 1):
-                yield Event(f"calm{number % _CALM}", next(calm), None)
-                number += 1
-            near = data.noisy(queries[watch : watch + 1], rng, _NOISE)[0]
-            yield Event(f"aimed{number // (_AIMED_EVERY - 1) % _AIMED}", near, watch)
-
-
-def _calm(queries: Matrix, last: Matrix, rows: Matrix, rng: np.random.Generator) -> Iterator[Matrix]:
-    margin = 1e-4  # far more than products are off by
-    while True:
-        some = data.noisy(rows[rng.integers(0, len(rows), _BATCH)], rng)
-        yield from some[((some @ queries.T) < last - margin).all(axis=1)]
+    asked = Asked(queries, np.full(len(queries), ANY))
+    return audience.checked(asked, corpus, list(latest), {one.id for one in after})
