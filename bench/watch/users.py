@@ -127,6 +127,7 @@ async def _measure(
             await subject.idle()
             behind = audience.differing(await _fresh(producer, users))
             differing = await _differing(subject, producer, audience)
+        await subject.idle()  # it sees the watches off
         asked = await _asked(producer, acts[count : count + round(RATE * POLLING_SECONDS * scale)])
     return Figures(
         users=len(users),
