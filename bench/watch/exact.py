@@ -21,6 +21,7 @@ NOWHERE = -2
 """The group of a document that isn't there."""
 
 _BLOCK = 256
+_FEW = 32
 _CANDIDATES_PER_K = 5
 
 
@@ -52,7 +53,7 @@ def nearest(asked: Asked, corpus: Corpus, count: int, threads: int = 1) -> Place
 
     def block(start: int) -> Places:
         part = asked.at(slice(start, start + _BLOCK))
-        products = part.queries @ corpus.rows.T
+        products = _products(part.queries, corpus.rows)
         products[:, gone] = -np.inf
         filtered = np.flatnonzero(part.groups != ANY)
         products[filtered] = np.where(
@@ -68,6 +69,13 @@ def nearest(asked: Asked, corpus: Corpus, count: int, threads: int = 1) -> Place
         return np.concatenate([block(start) for start in starts])
     with ThreadPoolExecutor(threads) as pool:
         return np.concatenate(list(pool.map(block, starts)))
+
+
+def _products(queries: Matrix, rows: Matrix) -> Matrix:
+    if len(queries) > _FEW:
+        return queries @ rows.T
+    # For few queries BLAS is a third quicker with the long side first.
+    return np.ascontiguousarray((rows @ queries.T).T)
 
 
 def answers(
