@@ -123,6 +123,20 @@ class Graph:
             return labels[0][:k].astype(np.int64), found
         return np.empty(0, np.int64), np.empty(0, np.float32)
 
+    def search_many(self, queries: Vector, k: int, ef: int) -> list[tuple[Labels, npt.NDArray[np.float32]]]:
+        """Return for each of queries[n, d] what `search` does. Turns held for searching.
+
+        The interpreter's lock is given up, and has to be had again, once for all.
+        """
+        wanted = min(max(k, ef), self.live, self._reach)
+        try:
+            labels, distances = self._index.knn_query(queries, k=max(1, wanted), num_threads=1)
+        except RuntimeError:
+            # One of them reaches fewer than `wanted`.
+            return [self.search(query, k, ef) for query in queries]
+        scores = vectors.score_of_distance(distances[:, :k], self._spec.metric)
+        return list(zip(labels[:, :k].astype(np.int64), scores, strict=True))
+
 
 def _empty(spec: Spec) -> hnswlib.Index:
     index = hnswlib.Index(space=_space(spec.metric), dim=spec.dimension)

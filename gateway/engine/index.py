@@ -169,7 +169,20 @@ class Index:
         Exact in hot, by `ef` in the graph. Fewer come back where there are fewer, where the graph doesn't reach more, and
         where a filter allows few of the many neighbours the graph was asked for.
         """
-        found = self._search_graph(view, query, k, ef, allowed)
+        return self._with_hot(view, query, k, self._search_graph(view, query, k, ef, allowed), allowed)
+
+    def search_many(self, view: View, queries: Vector, k: int, ef: int) -> list[Found]:
+        """Return for each of the comparable queries[n, d] what `search` does."""
+        found = []
+        for query, (labels, scores) in zip(queries, view.graph.search_many(queries, k, ef), strict=True):
+            keep = self._visible(labels, view)
+            if keep.all():
+                found.append(self._with_hot(view, query, k, Found(labels, scores)))
+            else:  # more have to be asked for
+                found.append(self.search(view, query, k, ef))
+        return found
+
+    def _with_hot(self, view: View, query: Vector, k: int, found: Found, allowed: Allowed | None = None) -> Found:
         if view.start == view.stop:
             return found
         hot = self._search_hot(view, query, k, allowed)

@@ -84,7 +84,7 @@ class Searcher:
         """Return labels and scores of the k nearest to each of queries[n, d], without their documents."""
         comparable = vectors.comparable(queries, self._spec.metric)
         with self._index.view() as view:
-            found = [self._index.search(view, one, k, ef) for one in comparable]
+            found = self._index.search_many(view, comparable, k, ef)
             return Located(view.index_version, found, all(len(one.labels) >= min(k, view.live) for one in found))
 
     def _search_index(self, reader: Reader, query: Query, comparable: Vector) -> Answer | None:

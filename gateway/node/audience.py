@@ -51,7 +51,7 @@ class Audience:
     async def stop(self) -> None:
         """Close the connections of all who watch, and follow the collection of the users no more."""
         await self.feeds.stop()
-        self.users.leave()
+        await self.users.stop()
 
     async def learn(self, command: messages.Learn) -> Done:
         """Learn what a user did; return once it is on disk. Raises what is wrong with the command."""

@@ -33,6 +33,9 @@ TRACED = 10
 SEEN_SINCE = 4
 """So many of them at most may be items that were seen since it is known which they are."""
 
+_AT_ONCE = 16
+"""How many are made at once at most, so that who asks for a list needn't wait for those of all others."""
+
 _RETRY_S = 1.0
 _NEWS_S = 1.0
 
@@ -82,7 +85,7 @@ class Feeds:
         self._strangers: set[Feed] = set()
         self._news: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._turn = asyncio.Lock()
+        self._turns = asyncio.Semaphore(_AT_ONCE)
         self._ended = False
         users.learned.append(self._learned)
 
@@ -204,7 +207,7 @@ class Feeds:
             while feed.dirty and feed.may_be_made:
                 if feed.begun:
                     await self._can_be_told(feed)
-                async with self._turn:
+                async with self._turns:
                     await self._make_once(feed)
         finally:
             feed.queued = False

@@ -15,7 +15,8 @@ import numpy as np
 from gateway.engine.collection import Collection
 from gateway.engine.types import Applied, Change, Document, Vector
 
-CAPACITY = 16_384
+VECTORS_BYTES = 64 << 20
+"""What the vectors may take."""
 
 
 class _Dated(msgspec.Struct):
@@ -43,12 +44,12 @@ class Item:
 class Items:
     """From any thread, but for `change`, which is called on the event loop with each commit, before it is acknowledged.
 
-    Beyond `capacity` those read first go, a fifth at once. Methods that read block, and raise StorageUnavailable.
+    Beyond `vectors_bytes` those read first go, a fifth at once. Methods that read block, and raise StorageUnavailable.
     """
 
-    def __init__(self, collection: Collection, capacity: int = CAPACITY) -> None:
+    def __init__(self, collection: Collection, vectors_bytes: int = VECTORS_BYTES) -> None:
         self.collection = collection
-        self._capacity = capacity
+        self._capacity = max(1, vectors_bytes // (4 * collection.spec.dimension))
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}
         self._by_vector: dict[int, Item] = {}

@@ -33,7 +33,7 @@ from gateway.node.items import Item, Items
 from gateway.node.recommending import Ask, Recommended, Recommending
 from gateway.push.room import Room
 from gateway.users import profile as profiles
-from gateway.users import ranking, stored
+from gateway.users import stored
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Interaction, Memory, Profile
 from gateway.users.stored import NOBODY, Known
@@ -41,6 +41,8 @@ from gateway.users.stored import NOBODY, Known
 _T = TypeVar("_T")
 _PAGE = 2048
 _LATEST_PROFILES = 256
+_TOGETHER = 16
+"""How many recommendations are made together at most: later ones wait for them."""
 _LATEST = 1000
 """Of a collection's latest changes, new items are looked for among so many after a start."""
 
@@ -85,21 +87,27 @@ class Users:
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
         self._lock = asyncio.Lock()
-        self._turn = asyncio.Lock()
+        self._asked: list[tuple[Ask, asyncio.Future[Recommended]]] = []
+        self._recommending: asyncio.Task[None] | None = None
         self.learned: list[Callable[[Sequence[str]], None]] = []
         """Called with the ids of users whose profiles have changed."""
         home.listeners.append(self._items_changed)
 
     def attach(self, companion: Home) -> None:
         """Follow the collection of the users; called whenever there is another one."""
-        self.leave()
+        self._leave()
         self._followed = companion
         companion.listeners.append(self._profiles_changed)
         self._popularity = self._waiting = None
         self._latest.clear()
 
-    def leave(self) -> None:
-        """Follow the collection of the users no more."""
+    async def stop(self) -> None:
+        """Answer what was asked, and follow the collection of the users no more."""
+        self._leave()
+        if self._recommending is not None:
+            await asyncio.wait([self._recommending])
+
+    def _leave(self) -> None:
         if self._followed is not None:
             self._followed.listeners.remove(self._profiles_changed)
             self._followed = None
@@ -143,16 +151,35 @@ class Users:
 
     async def recommend(self, ask: Ask) -> Recommended:
         """Return what is recommended to a user now; to one who isn't known, what is popular and what is new."""
+        answer: asyncio.Future[Recommended] = asyncio.get_running_loop().create_future()
+        self._asked.append((ask, answer))
+        if self._recommending is None:
+            self._recommending = asyncio.create_task(self._recommend(), name="recommend")
+        return await answer
+
+    async def _recommend(self) -> None:
+        """Answer what is asked, all of a moment together: apart they would wait for each other, and for the interpreter."""
+        while self._asked:
+            some, self._asked = self._asked[:_TOGETHER], self._asked[_TOGETHER:]
+            some = [(ask, answer) for ask, answer in some if not answer.done()]
+            try:
+                found = await self._recommended([ask for ask, _ in some])
+            except Exception as error:  # each of those who ask is told
+                found = [error] * len(some)
+            for (_, answer), one in zip(some, found, strict=True):
+                if answer.done():
+                    continue
+                if isinstance(one, Exception):
+                    answer.set_exception(one)
+                else:
+                    answer.set_result(one)
+        self._recommending = None
+
+    async def _recommended(self, asks: Sequence[Ask]) -> Sequence[Recommended | Exception]:
         companion = await self._companion(False)
-        popularity = await self._counted(companion)
-        now = self._now()
-        limit = max(ranking.POPULAR, 2 * ask.k) if ask.where is None else popularity.capacity
-        popular = [item_id for item_id, _ in popularity.top(limit, now)]
-        recommending = Recommending(
-            self.items, partial(self._profile, companion), popularity, popular, self.memory, now
-        )
-        async with self._turn:  # two at once would but wait for each other: it is the interpreter that works
-            return await self._home.read(partial(recommending.recommend, ask))
+        popularity = (await self._counted(companion)).copy()
+        recommending = Recommending(self.items, partial(self._profile, companion), popularity, self.memory, self._now())
+        return await self._home.read(partial(recommending.recommend, asks))
 
     def _profile(self, companion: Home | None, user_id: str) -> Document | None:
         """Return what is stored of a user, from any thread. Blocks."""

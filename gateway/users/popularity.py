@@ -6,6 +6,7 @@ instead of all that is there shrinking, so that an event costs one addition, and
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,15 @@ class Popularity:
     def capacity(self) -> int:
         """The largest number of items that are counted."""
         return self._attention.capacity + self._attention.arrivals
+
+    def copy(self) -> Popularity:
+        """Return another one that counts the same, for another task."""
+        other = copy.copy(self)
+        mutable = {
+            name: value.copy() for name, value in vars(self).items() if isinstance(value, dict | list | np.ndarray)
+        }
+        vars(other).update(mutable)
+        return other
 
     def add(self, item_id: str, weight: float, at: int) -> None:
         """Count an interaction; those that speak against an item (`weight` below 0) are none."""
