@@ -18,15 +18,16 @@ from gateway.engine.types import Document, Hit, Vector
 from gateway.errors import HotindexError
 from gateway.live.types import Nearest
 from gateway.node.items import Item, Items
+from gateway.node.neighbours import Neighbours
 from gateway.users import profile as profiles
 from gateway.users import ranking, stored
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Memory, Profile
 from gateway.users.ranking import NEAREST, POPULAR, Candidates, Matrix
 
-_EF = 128
-_SEEN_NEAR = 32
-"""So many of what a user has seen are reckoned with near each anchor; more take a search of their own."""
+EF = 128
+ASKED = NEAREST + 32
+"""How many are looked for near each anchor: with so many that were seen. More take a search of their own."""
 
 _T = TypeVar("_T")
 
@@ -93,15 +94,17 @@ class Recommending:
     def __init__(
         self,
         items: Items,
+        neighbours: Neighbours,
         profile: Callable[[str], Document | None],
         popularity: Popularity,
         memory: Memory,
         now: int,
     ) -> None:
-        """`profile` returns what is stored of a user; `popularity` changes no more; `now` is in microseconds since the
-        epoch.
+        """`neighbours` finds ASKED of them by EF; `profile` returns what is stored of a user; `popularity` changes no more;
+        `now` is in microseconds since the epoch.
         """
         self._items = items
+        self._neighbours = neighbours
         self._profile = profile
         self._popularity = popularity
         self._memory = memory
@@ -141,8 +144,7 @@ class Recommending:
         rows = [one.anchors for one in subjects if one.anchors is not None]
         if not rows:
             return {}
-        k = NEAREST + _SEEN_NEAR
-        located = self._items.collection.nearest(np.concatenate(rows), k, _EF)
+        located = self._neighbours.nearest(np.concatenate(rows))
         if not located.whole:
             return {}
         left = iter(located.found)
@@ -154,7 +156,7 @@ class Recommending:
         near: dict[Ask, tuple[Near, ...]] = {}
         for subject, anchors, some in zip(subjects, rows, found, strict=True):
             mine = _unseen(
-                anchors, located.index_version, some, items, subject.seen, min(k, NEAREST + len(subject.seen))
+                anchors, located.index_version, some, items, subject.seen, min(ASKED, NEAREST + len(subject.seen))
             )
             if all(len(one.items) == NEAREST or one.complete for one in mine):
                 near[subject.ask] = mine
@@ -164,7 +166,7 @@ class Recommending:
         """Return what is near one profile, through its filter and however much was seen."""
         if subject.anchors is None:
             return ()
-        query = Query(subject.anchors, NEAREST + len(subject.seen), subject.ask.where, ef=_EF)
+        query = Query(subject.anchors, NEAREST + len(subject.seen), subject.ask.where, ef=EF)
         answer = self._items.collection.search(query)
         found = [[(_version(hit), hit.score) for hit in hits] for hits in answer.results]
         items = self._items.by_vector(version for one in found for version, _ in one)

@@ -30,7 +30,8 @@ from gateway.engine.types import (
 from gateway.errors import HotindexError, NotFound
 from gateway.node.companions import VECTOR
 from gateway.node.items import Item, Items
-from gateway.node.recommending import Ask, Recommended, Recommending
+from gateway.node.neighbours import Neighbours
+from gateway.node.recommending import ASKED, EF, Ask, Recommended, Recommending
 from gateway.push.room import Room
 from gateway.users import profile as profiles
 from gateway.users import stored
@@ -79,6 +80,7 @@ class Users:
         self._home = home
         self._companion = companion
         self.items = Items(home.collection)
+        self._neighbours = Neighbours(home.collection, ASKED, EF)
         self.memory = memory
         self._now = now
         self._latest: dict[str, Document | None] = {}
@@ -178,7 +180,9 @@ class Users:
     async def _recommended(self, asks: Sequence[Ask]) -> Sequence[Recommended | Exception]:
         companion = await self._companion(False)
         popularity = (await self._counted(companion)).copy()
-        recommending = Recommending(self.items, partial(self._profile, companion), popularity, self.memory, self._now())
+        recommending = Recommending(
+            self.items, self._neighbours, partial(self._profile, companion), popularity, self.memory, self._now()
+        )
         return await self._home.read(partial(recommending.recommend, asks))
 
     def _profile(self, companion: Home | None, user_id: str) -> Document | None:

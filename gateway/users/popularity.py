@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nsmallest
+from itertools import repeat
 
 import numpy as np
 import numpy.typing as npt
@@ -100,7 +101,7 @@ class Popularity:
 
     def counts(self, item_ids: Sequence[str], now: int) -> npt.NDArray[np.float64]:
         """Return what each item counts as of `now`."""
-        places = np.fromiter((self._places.get(item_id, -1) for item_id in item_ids), np.int64, len(item_ids))
+        places = np.fromiter(map(self._places.get, item_ids, repeat(-1)), np.int64, len(item_ids))
         counted: npt.NDArray[np.float64] = (self._counted[places] + self._novel[places]) * self._shrink(now)
         return counted
 
@@ -109,8 +110,9 @@ class Popularity:
         size = len(self._ids)
         counts = (self._counted[:size] + self._novel[:size]) * self._shrink(now)
         least = np.partition(counts, -limit)[-limit] if 0 < limit < size else 0.0
-        found = [(self._ids[place], float(counts[place])) for place in np.flatnonzero(counts >= least).tolist()]
-        return sorted(found, key=lambda pair: (-pair[1], pair[0]))[:limit]
+        places = np.flatnonzero(counts >= least)
+        found = sorted(zip((-counts[places]).tolist(), map(self._ids.__getitem__, places.tolist()), strict=True))
+        return [(item_id, -count) for count, item_id in found[:limit]]
 
     def _place(self, item_id: str) -> int:
         place = self._places.setdefault(item_id, len(self._ids))

@@ -121,14 +121,13 @@ def diversify(candidates: Sequence[str], vectors: Matrix, scores: Scores, lambda
     left = best(scores, candidates, k, 2 * (1 - lambda_) / lambda_ if lambda_ > 2 / 3 else 1.0)
     if lambda_ >= 1 or len(left) < 2:
         return [candidates[i] for i in left]
-    relevance, rows = lambda_ * scores[left] / scores[left[0]], vectors[left]
-    alike = np.full(len(left), -1.0, np.float32)
+    relevance, rows = lambda_ * scores[left] / scores[left[0]], (1 - lambda_) * vectors[left]
+    alike = np.full(len(left), -np.inf, np.float32)
     taken = [0]
     while len(taken) < min(k, len(left)):
-        np.maximum(alike, rows @ rows[taken[-1]], out=alike)
-        worth = relevance - (1 - lambda_) * alike
-        worth[taken] = -np.inf
-        taken.append(int(worth.argmax()))
+        np.maximum(alike, rows @ vectors[left[taken[-1]]], out=alike)
+        relevance[taken[-1]] = -np.inf
+        taken.append(int((relevance - alike).argmax()))
     return [candidates[left[i]] for i in taken]
 
 
