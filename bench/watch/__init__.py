@@ -93,6 +93,7 @@ def _alone(seed: int, documents: int, watches: int, rounds: int, changes_again: 
 
 
 def _measure(seed: int, documents: int, watches: int, rounds: int, changes_again: int) -> Figures:
+    tune_interpreter()  # as a gateway does
     rng = np.random.default_rng(seed)
     core = Core(documents, watches, rng)
     followed = core.follow(rounds)
