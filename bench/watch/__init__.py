@@ -20,6 +20,7 @@ from bench.watch import gateway, users
 from bench.watch.changes import MIX, SIZE
 from bench.watch.core import Core, Followed
 from bench.watch.rivals import Again, again
+from gateway.app import tune_interpreter
 
 DOCUMENTS, LEAST_DOCUMENTS = 31_245, 4_000
 SINGLE_ROUNDS, CHANGES_AGAIN = 4, 3

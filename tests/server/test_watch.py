@@ -504,6 +504,7 @@ async def test_commits_that_come_too_fast_are_passed_over_and_searched_for(
 ) -> None:
     await fill(socket)
     monkeypatch.setattr(watching(gateway), "_waiting_bytes_limit", 1000)
+    monkeypatch.setattr("gateway.node.watching._PAIRS_AT_ONCE", -1)
     one, other = await client.watch(vector=[1, 0], k=5), await client.watch(id="d00", k=5)
     released = threading.Event()
     applying = watches.apply
