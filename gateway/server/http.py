@@ -1,16 +1,11 @@
-"""The HTTP edge: routes to the node, JSON or MessagePack in and out.
-
-It is long because all that touches aiohttp's requests is here.
-"""
+"""The HTTP edge: routes to the node, JSON or MessagePack in and out."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import re
-import zlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 import msgspec
 import structlog
@@ -19,8 +14,6 @@ from aiohttp import web
 from gateway.engine.filter import Filter
 from gateway.errors import (
     HotindexError,
-    InvalidArgument,
-    InvalidFilter,
     InvalidMessage,
     NotFound,
     RateLimited,
@@ -29,19 +22,20 @@ from gateway.errors import (
 )
 from gateway.faults import internal
 from gateway.metrics import CONTENT_TYPE, Metrics
-from gateway.node import exchange, peers
+from gateway.node import peers
 from gateway.node.exchange import Info
 from gateway.node.node import Node
 from gateway.node.queries import CollectionSettings
-from gateway.protocol import checks, messages
-from gateway.protocol.codec import JSON, MSGPACK, Codec
-from gateway.protocol.framing import RELAY_PING, SSE_PING
+from gateway.protocol import messages
+from gateway.protocol.codec import JSON
+from gateway.protocol.framing import SSE_PING
 from gateway.protocol.session import error_message
 from gateway.push.events import Events, Variant
-from gateway.push.room import Subscriber
-from gateway.server import replies
+from gateway.server import replies, requests
 from gateway.server.bodies import Bodies
 from gateway.server.ndjson import NDJSON_TYPE, load
+from gateway.server.open_streams import OpenStreams
+from gateway.server.peering import Peering
 from gateway.server.streams import CONTENT_TYPE as EVENT_STREAM_TYPE
 from gateway.server.streams import EventStream
 
@@ -51,11 +45,7 @@ MAX_CHANGES = 10_000
 _PEER_FACTOR = 4
 _STREAM_BYTES = 256 << 10
 """What a body of NDJSON counts as: it is read as fast as it is committed, and never whole in memory."""
-_BODY_S = 60.0
-_LENT_BYTES = 256 << 10
-"""What may be on its way to a node whose clients watch here, before it is told no more."""
 
-_MSGPACK_TYPE = "application/msgpack"
 _STATUS = {
     "unauthorized": 401,
     "forbidden": 403,
@@ -70,10 +60,6 @@ _STATUS = {
 }
 _COMMAND = web.RequestKey("command", str)
 _STREAM_RETRY_S = 5.0
-_STOP_S = 1.0
-_T = TypeVar("_T")
-_INTEGER = re.compile(r"-?[0-9]{1,30}")
-_Default = TypeVar("_Default", int, None)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -139,10 +125,10 @@ class HttpServer:
         self._metrics = metrics
         self._max_streams = max_streams
         self._message_bytes = message_bytes
-        self._ping_interval_s = ping_interval_s
         self._bodies = Bodies(max_body_bytes)
-        self._streams: dict[EventStream, asyncio.Task[Any] | None] = {}
-        self._keepalive: asyncio.Task[None] | None = None
+        self._streams = OpenStreams(ping_interval_s)
+        # What a client sends may be longer in the form in which nodes pass it on.
+        self._peering = Peering(node, self._bodies, self._streams, _PEER_FACTOR * message_bytes)
         app = web.Application(middlewares=[self._counted, self._bounded], client_max_size=message_bytes)
         collection = "/v1/collections/{collection}"
         app.add_routes(
@@ -166,8 +152,8 @@ class HttpServer:
                 web.get(f"{collection}/digest", self._digest),
                 web.get("/v1/nodes", self._nodes),
                 web.get("/v1/stats", self._stats),
-                web.post(f"{peers.PATH}/{{collection}}/{{call}}", self._answer_peer),
-                web.get(f"{peers.PATH}/{{collection}}/watches", self._lend),
+                web.post(f"{peers.PATH}/{{collection}}/{{call}}", self._peering.answer),
+                web.get(f"{peers.PATH}/{{collection}}/watches", self._peering.lend),
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
                 web.get("/v1/documents/{id:.+}", self._metadata),
@@ -182,20 +168,13 @@ class HttpServer:
         """Listen; return the port bound. Raises OSError where that isn't possible."""
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port, backlog=1024).start()
-        self._keepalive = asyncio.create_task(self._keep_alive(), name="keepalive of streams")
+        self._streams.start()
         bound: int = self._runner.addresses[0][1]
         return bound
 
     async def stop(self) -> None:
         """Answer the requests under way, end the streams, then close."""
-        if self._keepalive is not None:
-            self._keepalive.cancel()
-        for stream in self._streams:
-            stream.end()
-        if answering := [task for task in self._streams.values() if task is not None]:
-            await asyncio.wait(answering, timeout=_STOP_S)
-        for stream in self._streams:
-            stream.abandon()
+        await self._streams.stop()
         await self._runner.cleanup()
 
     async def _healthz(self, _: web.Request) -> web.Response:
@@ -211,102 +190,40 @@ class HttpServer:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": CONTENT_TYPE})
 
     async def _list(self, request: web.Request) -> web.Response:
-        return _respond(request, {"collections": [_info(info) for info in await self._node.infos()]})
+        return requests.respond(request, {"collections": [_info(info) for info in await self._node.infos()]})
 
     async def _describe(self, request: web.Request) -> web.Response:
         served = await self._node.served(request.match_info["collection"])
-        return _respond(request, _info(await served.info()))
+        return requests.respond(request, _info(await served.info()))
 
     async def _create(self, request: web.Request) -> web.Response:
-        settings = await _body(request, CollectionSettings) if request.can_read_body else CollectionSettings()
+        settings = await requests.body(request, CollectionSettings) if request.can_read_body else CollectionSettings()
         served, made = await self._node.create(request.match_info["collection"], settings)
-        return _respond(request, _info(await served.info()), status=201 if made else 200)
+        return requests.respond(request, _info(await served.info()), status=201 if made else 200)
 
     async def _drop(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
         await self._node.drop(name)
-        return _respond(request, {"collection": name, "status": "dropped"})
+        return requests.respond(request, {"collection": name, "status": "dropped"})
 
     async def _digest(self, request: web.Request) -> web.Response:
         hosted = self._node.hosted(request.match_info["collection"])
         index_version, digest = await hosted.read(hosted.collection.digest)
-        return _respond(request, {"collection": hosted.name, "index_version": index_version, "digest": digest})
+        return requests.respond(request, {"collection": hosted.name, "index_version": index_version, "digest": digest})
 
     async def _nodes(self, request: web.Request) -> web.Response:
-        return _respond(request, {"nodes": await self._node.cluster.nodes()})
+        return requests.respond(request, {"nodes": await self._node.cluster.nodes()})
 
     async def _stats(self, request: web.Request) -> web.Response:
         node = self._node
         figures = {"models": node.models(), "collections": list(node.states()), "relayed": list(node.relays())}
-        return _respond(request, {"node": node.name, **figures})
-
-    async def _answer_peer(self, request: web.Request) -> web.StreamResponse:
-        """Answer another node."""
-        name, call = request.match_info["collection"], request.match_info["call"]
-        # What a client sends may be longer in the form in which nodes pass it on.
-        most = _PEER_FACTOR * self._message_bytes
-        try:
-            with self._bodies.holding(_body_bytes(request, most)):
-                body = await _read(request.clone(client_max_size=most))
-                if call == "relay":
-                    return await self._relay(request, name, body)
-                answering = asyncio.create_task(self._node.answer(name, call, body))
-                if not (await asyncio.wait([answering], timeout=peers.ALIVE_S))[0]:
-                    return await self._answer_late(request, answering)
-                answer = answering.result()
-        except HotindexError as error:
-            return web.Response(status=peers.REFUSED, body=_failure(error), content_type=_MSGPACK_TYPE)
-        headers = {peers.CHECKSUM: str(zlib.crc32(answer))}
-        return web.Response(body=answer, content_type=_MSGPACK_TYPE, headers=headers)
-
-    async def _answer_late(self, request: web.Request, answering: asyncio.Task[bytes]) -> web.StreamResponse:
-        """Tell another node that this one is alive, until it has an answer."""
-        response = web.StreamResponse(headers={peers.KEPT_ALIVE: "1"})
-        try:
-            await response.prepare(request)
-            while not (await asyncio.wait([answering], timeout=peers.ALIVE_S))[0]:
-                await response.write(RELAY_PING)
-            await response.write(await _late(answering))
-        except ConnectionError:
-            await _late(answering)  # what was begun is done, whoever wanted to know
-        return response
-
-    async def _relay(self, request: web.Request, name: str, body: bytes) -> web.StreamResponse:
-        """Send another node all that happens in a room."""
-        assert request.transport is not None, "the node was there a moment ago"
-        stream = EventStream(request.transport, RELAY_PING)
-        response = web.StreamResponse()
-        await self._pump(request, response, stream, name, self._node.relay(name, body, stream)())
-        return response
-
-    async def _lend(self, request: web.Request) -> web.StreamResponse:
-        """Let another node's clients watch, for as long as it is connected."""
-        assert request.transport is not None, "the node was there a moment ago"
-        stream = EventStream(request.transport, RELAY_PING, _LENT_BYTES)
-        socket = web.WebSocketResponse(compress=False, max_msg_size=_PEER_FACTOR * self._message_bytes)
-        await socket.prepare(request)
-        lending = self._node.lend(request.match_info["collection"], stream)
-        telling = [asyncio.create_task(_send(stream, socket)), asyncio.create_task(_say_alive(stream))]
-        self._streams[stream] = asyncio.current_task()
-        try:
-            async for message in socket:
-                await lending.take(message.data if message.type is web.WSMsgType.BINARY else b"")
-        except InvalidMessage as error:
-            log.warning("peer_refused", collection=request.match_info["collection"], reason=error.message)
-        finally:
-            del self._streams[stream]
-            stream.end()
-            for task in telling:
-                task.cancel()
-            await asyncio.wait(telling)
-            await lending.end()
-        return socket
+        return requests.respond(request, {"node": node.name, **figures})
 
     async def _upsert(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
         if self._is_ndjson(request):
-            return _respond(request, await load(self._node, name, request.content.iter_any()))
-        command = msgspec.structs.replace(await _body(request, messages.Upsert), collection=name)
+            return requests.respond(request, await load(self._node, name, request.content.iter_any()))
+        command = msgspec.structs.replace(await requests.body(request, messages.Upsert), collection=name)
         return await self._submit(request, command)
 
     def _is_ndjson(self, request: web.Request) -> bool:
@@ -314,12 +231,12 @@ class HttpServer:
 
     async def _transact(self, request: web.Request) -> web.Response:
         command = msgspec.structs.replace(
-            await _body(request, messages.Transaction), collection=request.match_info["collection"]
+            await requests.body(request, messages.Transaction), collection=request.match_info["collection"]
         )
         return await self._submit(request, command)
 
     async def _patch(self, request: web.Request) -> web.Response:
-        body = await _body(request, _PatchBody)
+        body = await requests.body(request, _PatchBody)
         command = messages.Patch(
             collection=request.match_info["collection"], id=request.match_info["id"], **msgspec.structs.asdict(body)
         )
@@ -334,69 +251,73 @@ class HttpServer:
         return await self._submit(request, command)
 
     async def _upsert_vectors(self, request: web.Request) -> web.Response:
-        body = await _body(request, _Vectors)
-        command = messages.Upsert(collection=_named(request, body.collection), documents=body.vectors)
+        body = await requests.body(request, _Vectors)
+        command = messages.Upsert(collection=requests.named(request, body.collection), documents=body.vectors)
         return await self._submit(request, command)
 
     async def _delete_ids(self, request: web.Request) -> web.Response:
-        body = await _body(request, messages.Delete)
-        command = msgspec.structs.replace(body, collection=_named(request, body.collection))
+        body = await requests.body(request, messages.Delete)
+        command = msgspec.structs.replace(body, collection=requests.named(request, body.collection))
         return await self._submit(request, command)
 
     async def _submit(self, request: web.Request, command: messages.Write) -> web.Response:
         request[_COMMAND] = messages.name_of(command)
         ticket = await self._node.submit(command, len(await request.read()), wait=False)
-        return _respond(request, replies.ack(ticket.collection, await ticket.done()))
+        return requests.respond(request, replies.ack(ticket.collection, await ticket.done()))
 
     async def _get(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "get"
-        include = _include(request)
+        include = requests.include(request)
         found = await self._node.get(
             messages.Get(collection=request.match_info["collection"], id=request.match_info["id"], include=include)
         )
-        return _respond(request, replies.document(*found, include, _accepted(request)))
+        return requests.respond(request, replies.document(*found, include, requests.accepted(request)))
 
     async def _metadata(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "get"
         command = messages.Get(id=request.match_info["id"], collection=request.query.get("collection"))
         _, document, _ = await self._node.get(command)
-        return _respond(request, _accepted(request).metadata(document.metadata))
+        return requests.respond(request, requests.accepted(request).metadata(document.metadata))
 
     async def _search(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "search"
         command = msgspec.structs.replace(
-            await _body(request, messages.Search), collection=request.match_info["collection"]
+            await requests.body(request, messages.Search), collection=request.match_info["collection"]
         )
         found = await self._node.search(command)
-        return _respond(request, replies.results(*found, command.include, _accepted(request)))
+        return requests.respond(request, replies.results(*found, command.include, requests.accepted(request)))
 
     async def _put_user(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "put_user"
-        command = msgspec.structs.replace(await _body(request, messages.PutUser), user_id=request.match_info["user_id"])
+        command = msgspec.structs.replace(
+            await requests.body(request, messages.PutUser), user_id=request.match_info["user_id"]
+        )
         served = await self._node.served(request.query.get("collection", command.collection))
-        return _respond(request, replies.ack(served.name, await served.put_user(command)))
+        return requests.respond(request, replies.ack(served.name, await served.put_user(command)))
 
     async def _user(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "user"
         served = await self._node.served(request.query.get("collection"))
-        return _respond(request, await served.user(request.match_info["user_id"]))
+        return requests.respond(request, await served.user(request.match_info["user_id"]))
 
     async def _forget_user(self, request: web.Request) -> web.Response:
         request[_COMMAND] = "forget_user"
         served = await self._node.served(request.query.get("collection"))
-        return _respond(request, replies.ack(served.name, await served.forget_user(request.match_info["user_id"])))
+        return requests.respond(
+            request, replies.ack(served.name, await served.forget_user(request.match_info["user_id"]))
+        )
 
     async def _changes(self, request: web.Request) -> web.Response:
-        since = _integer(request, "since", 0, 0, 2**63 - 1)
-        limit = _integer(request, "limit", 1000, 1, MAX_CHANGES)
-        include = _include(request)
-        source = _filter(request)
+        since = requests.integer(request, "since", 0, 0, 2**63 - 1)
+        limit = requests.integer(request, "limit", 1000, 1, MAX_CHANGES)
+        include = requests.include(request)
+        source = requests.where(request)
         where = Filter(source) if source else None
         served, page = await self._node.changes(
             request.match_info["collection"], since, request.query.get("epoch"), limit, with_vectors="vector" in include
         )
         variant = Variant(
-            served.name, _accepted(request), where, content="content" in include, vector="vector" in include
+            served.name, requests.accepted(request), where, content="content" in include, vector="vector" in include
         )
         answer = Changes(
             collection=served.name,
@@ -406,20 +327,20 @@ class HttpServer:
             more=page.more if page else False,
             changes=Events(page.changes).messages_for(variant) if page else (),
         )
-        return _respond(request, answer)
+        return requests.respond(request, answer)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         """Answer with the room's events until the client or the collection is gone."""
         request[_COMMAND] = "subscribe"
-        since = _integer(request, "since", None, 0, 2**63 - 1)
+        since = requests.integer(request, "since", None, 0, 2**63 - 1)
         if last := request.headers.get("Last-Event-ID"):
-            since = _parsed(last, "Last-Event-ID", 0, 2**63 - 1)
+            since = requests.parsed(last, "Last-Event-ID", 0, 2**63 - 1)
         command = messages.Subscribe(
             collection=request.match_info["collection"],
             since=since,
             epoch=request.query.get("epoch"),
-            filter=_filter(request),
-            include=_include(request),
+            filter=requests.where(request),
+            include=requests.include(request),
             caught_up=request.query.get("caught_up") in ("1", "true"),
         )
         if len(self._streams) >= self._max_streams:
@@ -438,37 +359,16 @@ class HttpServer:
         # Who breaks off before the reset that follows must begin anew.
         position = membership.index_version if since is None else since if membership.recovered else 0
         stream.write(membership.variant.control(membership.reply(), position))
-        await self._pump(request, response, stream, membership.collection, join())
-        return response
-
-    async def _pump(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        stream: EventStream,
-        collection: str,
-        subscriber: Subscriber,
-    ) -> None:
-        """Send what a room has for a subscriber until one of them, or the client, is gone."""
-        self._streams[stream] = asyncio.current_task()
+        subscriber = join()
         try:
-            await response.prepare(request)
-            await stream.pump(response.write)
-        except ConnectionError:
-            pass  # gone before the answer
+            await self._streams.pump(request, response, stream)
         finally:
-            del self._streams[stream]
-            self._node.unsubscribe(collection, subscriber)
-
-    async def _keep_alive(self) -> None:
-        while True:
-            await asyncio.sleep(self._ping_interval_s)
-            for stream in list(self._streams):
-                stream.keep_alive()
+            self._node.unsubscribe(membership.collection, subscriber)
+        return response
 
     async def _snapshot(self, request: web.Request) -> web.Response:
         name = request.match_info["collection"]
-        return _respond(request, {"collection": name, "index_version": await self._node.snapshot(name)})
+        return requests.respond(request, {"collection": name, "index_version": await self._node.snapshot(name)})
 
     @web.middleware
     async def _counted(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -486,9 +386,9 @@ class HttpServer:
     @web.middleware
     async def _bounded(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse a request whose body there is no room for, before that is read."""
-        if request.match_info.handler == self._answer_peer:
+        if request.match_info.handler == self._peering.answer:
             return await handler(request)  # another node is refused in its own terms
-        size_bytes = _STREAM_BYTES if self._is_ndjson(request) else _body_bytes(request, self._message_bytes)
+        size_bytes = _STREAM_BYTES if self._is_ndjson(request) else requests.body_bytes(request, self._message_bytes)
         with self._bodies.holding(size_bytes):
             return await handler(request)
 
@@ -527,115 +427,10 @@ async def _answered(request: web.Request, handler: Handler) -> web.StreamRespons
 
 def _refuse(request: web.Request, error: HotindexError, status: int | None = None) -> web.Response:
     message = error_message(error)
-    response = _respond(request, message, status=status or _STATUS.get(error.code, 400))
+    response = requests.respond(request, message, status=status or _STATUS.get(error.code, 400))
     if message.retry_after_s is not None:
         response.headers["Retry-After"] = str(max(1, math.ceil(message.retry_after_s)))
     return response
-
-
-async def _send(stream: EventStream, socket: web.WebSocketResponse) -> None:
-    """Send what comes until the stream ends; then close the socket."""
-    await stream.pump(socket.send_bytes)
-    await socket.close()
-
-
-async def _say_alive(stream: EventStream) -> None:
-    while True:
-        await asyncio.sleep(peers.ALIVE_S)
-        stream.offer(RELAY_PING)
-
-
-async def _late(answering: asyncio.Task[bytes]) -> bytes:
-    try:
-        return peers.late(await answering, failed=False)
-    except HotindexError as error:
-        return peers.late(_failure(error), failed=True)
-    except Exception as error:  # the answer has begun: there is no other way to tell
-        return peers.late(_failure(internal(error)), failed=True)
-
-
-def _failure(error: HotindexError) -> bytes:
-    return exchange.encode(exchange.failure(error))
-
-
-def _accepted(request: web.Request) -> Codec:
-    return MSGPACK if _MSGPACK_TYPE in request.headers.get("Accept", "") else JSON
-
-
-def _respond(request: web.Request, body: object, status: int = 200) -> web.Response:
-    codec = _accepted(request)
-    content_type = _MSGPACK_TYPE if codec is MSGPACK else "application/json"
-    return web.Response(status=status, body=codec.encode(body), content_type=content_type)
-
-
-async def _body(request: web.Request, kind: type[_T]) -> _T:
-    codec = MSGPACK if request.content_type == _MSGPACK_TYPE else JSON
-    body: _T = codec.decode(await _read(request), kind)
-    return body
-
-
-async def _read(request: web.Request) -> bytes:
-    """Return the body, which must not take for ever: it is counted until it has come."""
-    try:
-        async with asyncio.timeout(_BODY_S):
-            return await request.read()
-    except TimeoutError:
-        raise InvalidMessage(f"the body didn't come whole within {_BODY_S:g} s") from None
-
-
-def _body_bytes(request: web.Request, most: int) -> int:
-    """Return what a body takes, or may take. Raises TooLarge."""
-    if not request.can_read_body:
-        return 0
-    length = request.content_length
-    if length is not None and length > most:
-        raise TooLarge(f"the body has {length} bytes; the limit is {most}")
-    compressed = request.headers.get("Content-Encoding", "identity").lower() != "identity"
-    return most if length is None or compressed else length
-
-
-def _named(request: web.Request, in_body: str | None) -> str | None:
-    """Return the collection that the body or the query names."""
-    in_query = request.query.get("collection")
-    if in_body is not None and in_query not in (None, in_body):
-        raise InvalidArgument(
-            f"collection is {checks.show(in_body)} in the body and {checks.show(in_query)} in the query",
-            field="collection",
-        )
-    return in_query if in_body is None else in_body
-
-
-def _include(request: web.Request) -> tuple[messages.Include, ...]:
-    names = [name for name in request.query.get("include", "").split(",") if name]
-    try:
-        return msgspec.convert(names, tuple[messages.Include, ...])
-    except msgspec.ValidationError:
-        raise InvalidArgument(
-            f"include is {','.join(names)!r}; it may have content and vector", field="include"
-        ) from None
-
-
-def _filter(request: web.Request) -> messages.JsonObject | None:
-    text = request.query.get("filter")
-    if text is None:
-        return None
-    try:
-        return msgspec.json.decode(text, type=messages.JsonObject)
-    except (msgspec.DecodeError, UnicodeError):
-        raise InvalidFilter(f"filter is {checks.show(text)}; it must be a JSON object", field="filter") from None
-
-
-def _integer(request: web.Request, name: str, default: _Default, low: int, high: int) -> int | _Default:
-    text = request.query.get(name)
-    return default if text is None else _parsed(text, name, low, high)
-
-
-def _parsed(text: str, name: str, low: int, high: int) -> int:
-    if not _INTEGER.fullmatch(text):
-        raise InvalidMessage(f"{name} is {checks.show(text)}, not an integer", field=name)
-    value = int(text)
-    checks.between(value, low, high, name)
-    return value
 
 
 def _info(info: Info) -> CollectionInfo:

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.app import Gateway
 from gateway.node import exchange, peers
-from gateway.server import http as http_server
+from gateway.server import requests
 from tests.conftest import StartGateway, json_socket
 from tests.server.test_http import HERE, NDJSON
 
@@ -305,7 +305,7 @@ async def test_a_stream_of_ndjson_counts_little(start_gateway: StartGateway) -> 
 async def test_a_body_that_does_not_come_is_given_up(
     start_gateway: StartGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "_BODY_S", 0.2)
+    monkeypatch.setattr(requests, "_BODY_S", 0.2)
     async with (
         start_gateway(max_http_bytes=100_000) as gateway,
         begun(gateway, "Content-Length: 90000") as request,
