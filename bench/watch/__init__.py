@@ -23,7 +23,7 @@ from bench.watch.rivals import Again, again
 from gateway.app import tune_interpreter
 
 DOCUMENTS, LEAST_DOCUMENTS = 31_245, 4_000
-SINGLE_ROUNDS, CHANGES_AGAIN = 4, 3
+SINGLE_ROUNDS, CHANGES_AGAIN = 2, 3
 MOST_CHECKED = 25_000
 AGAIN, EXTRA_BYTES = 500.0, 4096.0
 TOLD, RECOMMENDED_MS = 1.5, 20.0
@@ -39,7 +39,7 @@ class Size:
     against_rivals: bool
 
 
-SIZES = Size(10_000, 5000.0, 300, against_rivals=True), Size(100_000, 500.0, 60, against_rivals=False)
+SIZES = Size(10_000, 5000.0, 150, against_rivals=True), Size(100_000, 500.0, 30, against_rivals=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from gateway.engine.types import Applied, Change, Document, EventType, Source
 
 GROUPS = 8
 """A document's metadata name one of so many groups; filters ask for one."""
-TAKEN, REGROUPED, REVIVED, MOVED = 1, 8, 1, 52
+TAKEN, REGROUPED, REVIVED, MOVED = 2, 16, 2, 104
 SIZE = 3 * TAKEN + REGROUPED + REVIVED + MOVED
 MIX = (
     f"of {SIZE} changes {3 * TAKEN} are of the documents nearest to one watch ({TAKEN} deleted, {TAKEN} moved away,"

@@ -22,7 +22,7 @@ from gateway.live.types import Nearest, Watch
 
 K = 10
 _AT_ONCE = 4096
-_COMMITS_A_FOCUS = 16
+_COMMITS_A_FOCUS = 8
 """So many take away what is nearest to one watch, more than it holds, before they turn to another."""
 _THREADS = os.cpu_count() or 1
 

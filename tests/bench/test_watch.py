@@ -22,7 +22,7 @@ from gateway.engine.types import Change, EventType
 
 @pytest.mark.timeout(240)
 def test_a_small_run_gives_the_answers_of_brute_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = watch.Size(4000, 5000.0, 300, against_rivals=True), watch.Size(8000, 500.0, 60, against_rivals=False)
+    sizes = watch.Size(4000, 5000.0, 150, against_rivals=True), watch.Size(8000, 500.0, 30, against_rivals=False)
     monkeypatch.setattr(watch, "SIZES", sizes)
     status = command.main(["watch", "--out", str(tmp_path), "--seed", "7", "--scale", "0.05", "--check"])
     report = json.loads((tmp_path / "watch.json").read_text())
@@ -34,7 +34,7 @@ def test_a_small_run_gives_the_answers_of_brute_force(tmp_path: Path, monkeypatc
     assert status == (0 if all(target["met"] for target in targets.values()) else 1)
     sections = [one["section"] for one in report["results"]]
     assert sections == ["core"] * 2 + ["again"] * 2 + ["ratios", "core", "memory", "gateway", "users"]
-    assert [one["commit"] for one in report["results"] if one["section"] == "core"] == [64, 1, 64]
+    assert [one["commit"] for one in report["results"] if one["section"] == "core"] == [changes.SIZE, 1, changes.SIZE]
     assert report["results"][0]["refills"] > 0
     told = report["results"][-2]
     assert told["aimed"] == told["told"]["count"] == told["room"]["count"] == told["events"] / 5
