@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -85,6 +86,7 @@ class Collection:
         texts embedded before may take.
         """
         self._directory = directory
+        self._noting = threading.Lock()
         self._now = now
         self._window_us = int(idempotency_window_s * 1e6)
         self._store = Store(directory / STORE_FILE, embeddings_bytes)
@@ -136,7 +138,9 @@ class Collection:
     def note_lineage(self) -> None:
         """Note how far the store has come, to notice an older one in its place."""
         try:
-            lineage.write(self._directory, Lineage(self._store.epoch, self._store.index_version))
+            # Snapshots and checkpoints end in threads of their own, and the file is written under one name.
+            with self._noting:
+                lineage.write(self._directory, Lineage(self._store.epoch, self._store.index_version))
         except OSError as error:
             # What was noted before is still true.
             log.warning("lineage_not_noted", collection=self.spec.name, reason=str(error))

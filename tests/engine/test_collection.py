@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from gateway.engine import lineage
 from gateway.engine.collection import Collection
 from gateway.engine.filter import Filter
 from gateway.engine.merge import patched
@@ -238,6 +240,30 @@ def test_every_acknowledged_write_is_in_the_very_next_search_under_load(tmp_path
         stop.set()
         mover.join()
         collection.close()
+
+
+def test_how_far_it_has_come_is_noted_by_one_thread_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot and a checkpoint may end together: one file written by both could hold neither's, and end the epoch."""
+    collection = make(tmp_path / "things")
+    commit(collection, put("a", 1, 0, 0, 0))
+    writing, together = threading.Lock(), 0
+
+    def write(*_: object) -> None:
+        nonlocal together
+        free = writing.acquire(blocking=False)
+        together += not free
+        time.sleep(0.01)
+        if free:
+            writing.release()
+
+    monkeypatch.setattr(lineage, "write", write)
+    threads = [threading.Thread(target=collection.note_lineage) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    collection.close()
+    assert not together
 
 
 def test_many_vectors_without_a_snapshot_are_rebuilt_at_start(tmp_path: Path) -> None:
