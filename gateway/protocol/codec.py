@@ -23,6 +23,7 @@ from gateway.protocol.framing import frame
 from gateway.protocol.messages import COMMANDS, Command, Ref
 
 _PATH = re.compile(r" - at `(?P<path>[^`]*)`$|`(?P<key>key)` in `(?P<of>[^`]*)`$")
+_MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
 _HAVE_ACTIONS = ("user_interaction",)
 """Commands whose field `action` says what a user did."""
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]")
@@ -96,6 +97,9 @@ class Codec:
     def _explain(self, problem: str, data: bytes) -> HotindexError:
         """Make an error that names field and value of msgspec's, which names the path alone."""
         found = _PATH.search(problem)
+        if missing := _MISSING.match(problem):
+            field = f"{found['path']}.{missing['name']}".removeprefix("$.") if found else missing["name"]
+            return InvalidMessage(f"{field} is missing", field=field)
         path = (found["path"] or found["of"] or "") if found else ""
         field = path.removeprefix("$").removeprefix(".") or "message"
         what = problem[: found.start()].replace("`", "") if found else problem.replace("`", "")
@@ -105,8 +109,7 @@ class Codec:
             return InvalidVector(message, field=field)
         if "filter" in names:
             return InvalidFilter(message, field=field)
-        wrong_type = "got" in what or "missing" in what
-        return (InvalidMessage if wrong_type else InvalidArgument)(message, field=field)
+        return (InvalidMessage if "got" in what else InvalidArgument)(message, field=field)
 
     def _value(self, data: bytes, path: str) -> str:
         """Return " is " and what stands at `path`, as far as it can be read."""
