@@ -184,7 +184,8 @@ async def _vectors(place: Place, command: messages.Search) -> Vector:
     given = [name for name in ("vector", "vectors", "text", "id") if getattr(command, name) is not None]
     if len(given) != 1:
         raise InvalidArgument(
-            f"search needs one of vector, vectors, text and id; it has {', '.join(given) or 'none'}", field="vector"
+            f"search needs one of vector, vectors, text, id and user_id; it has {', '.join(given) or 'none'}",
+            field="vector",
         )
     if command.vectors is not None:
         checks.between(len(command.vectors), 1, MAX_VECTORS, "the number of vectors")
