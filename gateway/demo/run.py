@@ -33,7 +33,9 @@ def run(seconds: float | None, rate: float, ws_port: int, http_port: int) -> Non
         flags = ["--ws-port", str(_free(ws_port)), "--http-port", str(_free(http_port)), "--log-level", "warning"]
         console.print("starting a gateway …")
         with GatewayProcess(data_dir, flags) as gateway:
-            console.print(f"gateway at {gateway.ws} and {gateway.http}, data in {data_dir}", highlight=False)
+            console.print(
+                f"gateway at {gateway.ws} and {gateway.http}, data in {data_dir}", highlight=False, soft_wrap=True
+            )
             complete = asyncio.run(_demo(console, gateway, seconds, rate))
     raise typer.Exit(0 if complete else 1)
 
