@@ -67,14 +67,18 @@ def test_a_difference_is_measured_from_the_oldest_event_that_changed_the_list() 
     assert watched.told_s == [0.5]
 
 
-def test_a_users_list_on_the_screen_marks_what_came_with_the_latest_rating() -> None:
+def test_a_users_list_on_the_screen_marks_what_came_last_and_after_which_rating() -> None:
     user = Recommended("ann", str.upper)
     assert user.take(listed("ab"))
     assert (user.news, user.changes) == ("A, B", 0)
     user.rating("x", 9)
     assert not user.take(listed("ba")), "the same movies"
     assert user.take(listed("cb"))
-    assert (user.news, user.changes, user.titles) == ("9 for X: + C, B", 1, "C, B")
+    assert (user.news, user.changes) == ("9 for X: + C, B", 1)
+    assert not user.take(listed("bc"))
+    assert user.news == "9 for X: B, + C", "the list as it is now"
+    assert user.take(listed("cd"))
+    assert (user.news, user.changes) == ("C, + D", 2), "others made it change"
 
 
 def listed(ids: str) -> RecommendationUpdate:

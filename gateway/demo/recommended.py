@@ -1,4 +1,4 @@
-"""The demo's user: what is recommended, and what in that has changed since the last rating."""
+"""The demo's user: what is recommended, and what came into that last."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ class Recommended:
     def __init__(self, user_id: str, name: Callable[[str], str]) -> None:
         self.user_id = user_id
         self.ids: tuple[str, ...] = ()
-        self.news = ""
-        """The list, with what is new in it and what was rated last, in a line."""
         self.ratings = 0
         self.changes = 0
         self.agrees = False
         """Whether the list was, after the last rating, that of a search."""
         self._name = name
+        self._came: frozenset[str] = frozenset()
+        """What came into the list when it became another one last."""
+        self._after = ""
+        """The rating since the change before that, if there was one: the other changes are others' doing."""
         self._rated = ""
+        """A rating that no change has followed yet."""
 
     def rating(self, movie: str, rating: int) -> None:
         """Note a rating that is about to be sent: the list may change before it is acknowledged."""
@@ -35,10 +38,11 @@ class Recommended:
         if set(before) == set(self.ids):
             return False
         self.changes += bool(before)
-        marks = ("+ " if before and one not in before else "" for one in self.ids)
-        self.news = self._rated + ", ".join(mark + self._name(one) for mark, one in zip(marks, self.ids, strict=True))
+        self._came = frozenset(self.ids).difference(before) if before else frozenset()
+        self._after, self._rated = self._rated, ""
         return True
 
     @property
-    def titles(self) -> str:
-        return ", ".join(map(self._name, self.ids))
+    def news(self) -> str:
+        """The list, with what came into it last, and what was rated just before, in a line."""
+        return self._after + ", ".join(("+ " if one in self._came else "") + self._name(one) for one in self.ids)

@@ -64,12 +64,12 @@ class Screen:
             ("events/s ", "dim"), f"{self.rate(tally):.0f}   ",
             ("sent ", "dim"), f"{tally.sent}   ",
             ("in the room ", "dim"), f"{tally.received}\n",
-            ("event sent → in the room       ", "dim"), f"{freshness(tally.in_room_s)}\n",
-            ("new vector sent → searchable    ", "dim"), f"{freshness(tally.in_search_s)}\n",
+            ("event sent → in the room      ", "dim"), f"{freshness(tally.in_room_s)}\n",
+            ("new vector sent → searchable  ", "dim"), f"{freshness(tally.in_search_s)}\n",
             ("event sent → watch told        ", "dim"), f"{freshness(tally.watched.told_s)}",
         )  # fmt: skip
         user = Text.assemble(
-            (f"recommended to {tally.recommended.user_id} ", "dim"), tally.recommended.titles, no_wrap=True
+            (f"recommended to {tally.recommended.user_id} ", "dim"), tally.recommended.news, no_wrap=True
         )
         user.overflow = "ellipsis"
         latest = [*tally.latest][-max(1, height - _OTHER_ROWS) :]
