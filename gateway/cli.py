@@ -190,7 +190,7 @@ def watch(
     where: Annotated[str | None, typer.Option("--filter", help="A filter over metadata, as JSON")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One change a line, as a JSON object")] = False,
 ) -> None:
-    """Search a collection by text, or for a user, and show the answer anew whenever it changes, until Ctrl-C."""
+    """Watch a search by text, or what is recommended to a user: shown anew whenever it changes, until Ctrl-C."""
     from gateway.commands.watch import run
 
     run(url, collection, text, user, k, where, as_json=as_json)
