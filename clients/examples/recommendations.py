@@ -4,6 +4,7 @@ python recommendations.py [URL]
 """
 
 import asyncio
+import contextlib
 import sys
 import uuid
 
@@ -39,4 +40,5 @@ async def main(url: str) -> None:
             print("  recommended:", [film.id for film in update.results], flush=True)
 
 
-asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8765"))
+with contextlib.suppress(KeyboardInterrupt):
+    asyncio.run(main(sys.argv[1] if len(sys.argv) > 1 else "ws://127.0.0.1:8765"))

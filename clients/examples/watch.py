@@ -1,4 +1,4 @@
-"""Watch a search: what is nearest to a text, told anew whenever that changes.
+"""Watch a search: what is nearest to a text, told anew whenever that changes, until Ctrl-C.
 
     python watch.py [URL [COLLECTION [TEXT]]]
 
@@ -6,6 +6,7 @@ The collection has to be there: the quickstart makes "films".
 """
 
 import asyncio
+import contextlib
 import sys
 
 from hotindex import Client
@@ -21,4 +22,5 @@ async def main(url: str, collection: str, text: str) -> None:
 
 
 arguments = [*sys.argv[1:], *("ws://127.0.0.1:8765", "films", "a storm at sea")[len(sys.argv) - 1 :]]
-asyncio.run(main(*arguments))
+with contextlib.suppress(KeyboardInterrupt):
+    asyncio.run(main(*arguments))
