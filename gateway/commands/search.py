@@ -32,10 +32,14 @@ async def _search(
 
 def table(hits: Sequence[Hit | Match | Recommendation], title: str) -> Table:
     """Return search results as a table for people; where it is too narrow, metadata are cut."""
+    if title and not hits:
+        title += ": nothing found"
     shown = Table(title=title, title_justify="left", box=None, pad_edge=False)
     shown.add_column("score", justify="right", no_wrap=True, min_width=6)
     shown.add_column("id", no_wrap=True, min_width=max((len(hit.id) for hit in hits[:20]), default=2))
-    shown.add_column("metadata", overflow="ellipsis", no_wrap=True)
+    beside = 12  # what the other columns take at the least: the title, which is as wide as the table, stays on a line
+    wide = min(max(len("metadata"), len(title) - beside), 60)
+    shown.add_column("metadata", overflow="ellipsis", no_wrap=True, min_width=wide)
     for hit in hits:
         shown.add_row(f"{hit.score:.3f}", hit.id, line(hit.metadata))
     return shown

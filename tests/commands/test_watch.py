@@ -73,11 +73,14 @@ async def test_without_a_terminal_each_change_is_a_block_of_lines(server: Script
         first = await lines(process, 4)
         await server.push(removed=["b"])
         second = await lines(process, 3)
+        await server.push(removed=["a"])
+        empty = await lines(process, 2)
         assert await interrupted(process) == 130
     assert first[0] == "m at index_version 1"
     assert [line.split()[:2] for line in first[1:]] == [["score", "id"], ["0.900", "a"], ["0.800", "b"]]
     assert second[0] == "m at index_version 2"
     assert second[2].split(maxsplit=2) == ["0.900", "a", '{"name":"The sea"}']
+    assert empty == ["m at index_version 3: nothing found", " score  id  metadata"]
 
 
 async def test_on_a_terminal_the_list_is_drawn_again_in_place(server: Scripted) -> None:
