@@ -104,7 +104,9 @@ def _ask(command: messages.Search | messages.Watch) -> Ask:
     assert user_id is not None, "it is about a user"
     checks.document_id(user_id, "user_id")
     checks.between(command.k, 1, MAX_K, "k")
-    others = ("vector", "vectors", "text", "id", "exact", "ef", "min_score")
+    others = ["vector", "vectors", "text", "id", "exact", "ef", "min_score"]
+    if isinstance(command, messages.Watch):
+        others.append("include")  # what is told from then on are ids and scores
     if given := [name for name in others if getattr(command, name, None)]:
         raise InvalidArgument(f"{', '.join(given)} can't be asked for together with user_id", field=given[0])
     if command.diversity is not None and not 0 <= command.diversity <= 1:

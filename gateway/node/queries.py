@@ -164,6 +164,7 @@ class Place(Protocol):
 
 async def query(place: Place, command: messages.Search) -> Query:
     """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
+    without_user(command)
     checks.between(command.k, 1, checks.MAX_K, "k")
     if command.ef is not None:
         checks.between(command.ef, 1, MAX_EF, "ef")
@@ -177,6 +178,12 @@ async def query(place: Place, command: messages.Search) -> Query:
         ef=command.ef,
         several=command.vectors is not None,
     )
+
+
+def without_user(command: messages.Search | messages.Watch) -> None:
+    """Raise InvalidArgument for what is about recommendations alone."""
+    if command.diversity is not None:
+        raise InvalidArgument("diversity can't be asked for without user_id", field="diversity")
 
 
 async def _vectors(place: Place, command: messages.Search) -> Vector:

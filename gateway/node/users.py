@@ -144,7 +144,8 @@ class Users:
             found = await companion.read(partial(companion.collection.get, user_id))
             if found is not None:
                 return found[0], stored.decode(found[0]).profile
-        raise NotFound(f"nothing is known of user {user_id!r} here", field="user_id")
+        name = self._home.collection.spec.name
+        raise NotFound(f"nothing is known of user {user_id!r} in collection {name!r}", field="user_id")
 
     async def item(self, item_id: str) -> Item | None:
         """Return an item, None where there is none."""

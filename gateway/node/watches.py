@@ -134,6 +134,7 @@ async def check(
         raise InvalidArgument(
             f"watch needs one of vector, text, id and user_id; it has {', '.join(given) or 'none'}", field="vector"
         )
+    queries.without_user(command)
     checks.between(command.k, 1, MAX_K, "k")
     if command.min_score is not None and not math.isfinite(command.min_score):
         raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")

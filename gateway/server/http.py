@@ -157,9 +157,9 @@ class HttpServer:
                 web.post("/v1/upsert", self._upsert_vectors),
                 web.post("/v1/delete", self._delete_ids),
                 web.get("/v1/documents/{id:.+}", self._metadata),
-                web.post("/v1/users/{user_id}/embedding", self._put_user),
-                web.get("/v1/users/{user_id}", self._user),
-                web.delete("/v1/users/{user_id}", self._forget_user),
+                web.post("/v1/users/{user_id:.+}/embedding", self._put_user),
+                web.get("/v1/users/{user_id:.+}", self._user),
+                web.delete("/v1/users/{user_id:.+}", self._forget_user),
             ]
         )
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=5.0)

@@ -165,6 +165,37 @@ async def watch(socket: JsonSocket, user: str, **more: Any) -> JsonMessage:
     return await socket.reply(action="watch", collection="items", user_id=user, **more)
 
 
+@pytest.mark.parametrize(
+    ("command", "field"),
+    [
+        ({"action": "search", "user_id": "ann", "diversity": 2}, "diversity"),
+        ({"action": "search", "user_id": "ann", "exact": True}, "exact"),
+        ({"action": "search", "id": "g1-0", "diversity": 0.5}, "diversity"),
+        ({"action": "watch", "id": "g1-0", "diversity": 0.5}, "diversity"),
+        ({"action": "watch", "user_id": "ann", "include": ["content"]}, "include"),
+        ({"action": "watch", "user_id": "ann", "min_score": 0.5}, "min_score"),
+    ],
+)
+async def test_what_does_not_go_together_is_refused(socket: JsonSocket, command: JsonMessage, field: str) -> None:
+    await add_items(socket)
+    error = await socket.reply(collection="items", **command)
+    assert (error["code"], error["field"]) == ("invalid_argument", field)
+
+
+async def test_users_may_have_slashes_in_their_ids(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    async with aiohttp.ClientSession(gateway.http) as http:
+        body = {"collection": "items", "vector": axis(2)}
+        async with http.post("/v1/users/shop/eu/7/embedding", json=body) as reply:
+            assert reply.status == 200
+        async with http.get("/v1/users/shop/eu/7?collection=items") as reply:
+            assert (await reply.json())["user_id"] == "shop/eu/7"
+        async with http.delete("/v1/users/shop/eu/7?collection=items") as reply:
+            assert reply.status == 200
+        async with http.get("/v1/users/shop/eu/7?collection=items") as reply:
+            assert (await reply.json())["message"] == "nothing is known of user 'shop/eu/7' in collection 'items'"
+
+
 async def test_a_watch_of_a_user_follows_what_the_user_does(gateway: Gateway) -> None:
     async with json_socket(gateway.ws) as producer, json_socket(gateway.ws) as watcher:
         await add_items(producer)
