@@ -57,8 +57,7 @@ def event(command: messages.Learn, vocabulary: Vocabulary, now: int) -> Event:
     else:
         assert isinstance(command, messages.UserInteraction), "there are two kinds"
         action = vocabulary.weigh(command.action, command.value)
-    # One from the future would age all that comes after it.
-    at = now if command.timestamp is None else min(now, _microseconds(command.timestamp))
+    at = now if command.timestamp is None else _microseconds(command.timestamp, now)
     return Event(command.user_id, command.item_id, action.weight, action.seen, at, command.event_id, features)
 
 
@@ -96,8 +95,11 @@ async def _add(place: Place, users: Users, event: Event) -> Item:
     raise NotFound(f"no document {event.item_id!r} in collection {place.name!r}", field="item_id")
 
 
-def _microseconds(timestamp: str | float) -> int:
-    """Return microseconds since the epoch. Raises InvalidArgument."""
+def _microseconds(timestamp: str | float, now: int) -> int:
+    """Return microseconds since the epoch, at most `now`: one from the future would age all that comes after it.
+
+    Raises InvalidArgument.
+    """
     try:
         if isinstance(timestamp, str):
             moment = datetime.fromisoformat(timestamp)
@@ -110,4 +112,4 @@ def _microseconds(timestamp: str | float) -> int:
         raise InvalidArgument(
             f"timestamp {checks.show(timestamp)} is neither ISO 8601 nor seconds since 1970: {error}", field="timestamp"
         ) from None
-    return int(seconds * 1e6)
+    return int(min(seconds * 1e6, now))  # the largest seconds are infinitely many microseconds

@@ -161,6 +161,18 @@ async def test_a_bad_interaction_names_field_and_value_and_changes_nothing(
     assert await recommended(socket, "ann", k=100) == await recommended(socket, "nobody", k=100)
 
 
+@pytest.mark.parametrize("timestamp", [1e12, 1e303, 1.7e308, "9999-12-31T23:59:59+00:00"])
+async def test_an_interaction_from_the_future_is_one_of_now(
+    socket: JsonSocket, gateway: Gateway, timestamp: str | float
+) -> None:
+    await add_items(socket)
+    assert (await did(socket, "ann", "click", "g1-0", timestamp=timestamp))["type"] == "ack"
+    assert (await did(socket, "ann", "click", "g1-1"))["type"] == "ack"
+    async with aiohttp.ClientSession(gateway.http) as http, http.get("/v1/users/ann?collection=items") as reply:
+        user = await reply.json()
+    assert user["evidence"] == pytest.approx(0.6, abs=1e-4), "neither of the clicks has aged"
+
+
 async def watch(socket: JsonSocket, user: str, **more: Any) -> JsonMessage:
     return await socket.reply(action="watch", collection="items", user_id=user, **more)
 
