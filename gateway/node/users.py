@@ -33,7 +33,6 @@ from gateway.node.items import Item, Items
 from gateway.node.neighbours import Neighbours
 from gateway.node.recommending import ASKED, EF, Ask, Recommended, Recommending
 from gateway.push.room import Room
-from gateway.users import profile as profiles
 from gateway.users import stored
 from gateway.users.popularity import Popularity
 from gateway.users.profile import Interaction, Memory, Profile
@@ -233,7 +232,8 @@ class Users:
     def _take(self, popularity: Popularity, applied: Applied) -> None:
         for event in applied.events:
             if isinstance(event, Change) and not event.document.deleted:
-                for touch in stored.touched(event.document)[:1]:
+                touch = stored.last_touched(event.document)
+                if touch is not None:
                     popularity.add(touch.item_id, touch.weight, touch.at)
 
     def _items_changed(self, applied: Applied) -> None:
@@ -257,8 +257,7 @@ def _learned(event: Interaction, memory: Memory, document: Document | None) -> s
 
 
 def _placed(placed: Vector, at: int, document: Document | None) -> str:
-    known = _known(document)
-    return stored.encode(Known(profiles.placed(known.profile, placed, at), known.touched))
+    return stored.encode(stored.placed(_known(document), placed, at))
 
 
 def _known(document: Document | None) -> Known:

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
-from gateway.engine.types import Document
+from gateway.engine.types import Document, Vector
 from gateway.errors import StorageUnavailable
+from gateway.users import profile as profiles
 from gateway.users.profile import EMPTY, FORMAT, Interaction, Memory, Profile, learn
 
 TOUCHED_MAX = 32
@@ -28,10 +29,13 @@ class Known(msgspec.Struct, frozen=True, omit_defaults=True):
 
     profile: Profile
     touched: tuple[Touch, ...] = ()
+    placed: bool = False
+    """Whether it was a vector from elsewhere that came last, so that nothing was done."""
 
 
 class _Touched(msgspec.Struct, frozen=True):
     touched: tuple[Touch, ...] = ()
+    placed: bool = False
 
 
 NOBODY = Known(EMPTY)
@@ -44,6 +48,11 @@ def learned(known: Known, event: Interaction, memory: Memory) -> Known:
     """Return what is known after one more event."""
     touch = Touch(event.item_id, event.weight, event.at)
     return Known(learn(known.profile, event, memory), (touch, *known.touched)[:TOUCHED_MAX])
+
+
+def placed(known: Known, vector: Vector, at: int) -> Known:
+    """Return what is known once a vector from elsewhere has replaced the direction. Raises InvalidVector."""
+    return Known(profiles.placed(known.profile, vector, at), known.touched, placed=True)
 
 
 def encode(known: Known) -> str:
@@ -65,6 +74,15 @@ def touched(document: Document) -> tuple[Touch, ...]:
     """Return what a user did, that which was learned last in front. Raises StorageUnavailable where it is damaged."""
     found: _Touched = _decoded(_TOUCHED, document)
     return found.touched
+
+
+def last_touched(document: Document) -> Touch | None:
+    """Return what the user did by which the document became what it is, None where that is something else.
+
+    Raises StorageUnavailable where it is damaged.
+    """
+    found: _Touched = _decoded(_TOUCHED, document)
+    return found.touched[0] if found.touched and not found.placed else None
 
 
 def _decoded(decoder: msgspec.json.Decoder[Any], document: Document) -> Any:

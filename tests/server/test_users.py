@@ -161,6 +161,20 @@ async def test_a_bad_interaction_names_field_and_value_and_changes_nothing(
     assert await recommended(socket, "ann", k=100) == await recommended(socket, "nobody", k=100)
 
 
+async def test_a_vector_from_elsewhere_makes_nothing_popular(socket: JsonSocket, gateway: Gateway) -> None:
+    await add_items(socket)
+    for number in range(2):
+        await did(socket, f"u{number}", "view", "g3-5")
+    await did(socket, "ann", "view", "g0-2")
+    assert (await recommended(socket, "nobody", k=2, diversity=0)) == ["g3-5", "g0-2"]
+    async with aiohttp.ClientSession(gateway.http) as http:
+        for number in range(5):
+            url = "/v1/users/ann/embedding?collection=items"
+            async with http.post(url, json={"vector": axis(number)}) as reply:
+                assert reply.status == 200
+    assert (await recommended(socket, "nobody", k=2, diversity=0)) == ["g3-5", "g0-2"]
+
+
 @pytest.mark.parametrize("timestamp", [1e12, 1e303, 1.7e308, "9999-12-31T23:59:59+00:00"])
 async def test_an_interaction_from_the_future_is_one_of_now(
     socket: JsonSocket, gateway: Gateway, timestamp: str | float

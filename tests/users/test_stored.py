@@ -12,7 +12,7 @@ from gateway.errors import StorageUnavailable
 from gateway.users import stored
 from gateway.users.profile import MEMORY, Interaction, Profile
 from gateway.users.stored import NOBODY, TOUCHED_MAX, Known
-from tests.users.support import DAY, interactions, liked
+from tests.users.support import DAY, axis, interactions, liked
 
 
 def document(metadata: str) -> Document:
@@ -38,6 +38,19 @@ def test_what_is_stored_comes_back(events: list[Interaction]) -> None:
 def test_the_latest_touches_are_kept() -> None:
     found = known([liked(f"i{n}", n * DAY) for n in range(TOUCHED_MAX + 5)])
     assert [one.item_id for one in found.touched] == [f"i{n}" for n in reversed(range(5, TOUCHED_MAX + 5))]
+
+
+def test_a_vector_from_elsewhere_is_nothing_the_user_did() -> None:
+    done = known([liked("a", DAY), liked("b", 2 * DAY)])
+    last = stored.last_touched(document(stored.encode(done)))
+    assert last is not None
+    assert last.item_id == "b"
+    placed = document(stored.encode(stored.placed(done, axis(1), 3 * DAY)))
+    assert stored.last_touched(placed) is None
+    assert stored.touched(placed) == done.touched
+    again = document(stored.encode(stored.learned(stored.decode(placed), liked("a", 4 * DAY), MEMORY)))
+    assert stored.last_touched(again) == stored.touched(again)[0]
+    assert stored.last_touched(document(stored.encode(NOBODY))) is None
 
 
 def test_what_is_damaged_or_of_another_format_is_told() -> None:
