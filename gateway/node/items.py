@@ -40,6 +40,12 @@ class Item:
         assert self.document.vector_version is not None, "a live document has a vector"
         return self.document.vector_version
 
+    def as_of(self, document: Document) -> Item:
+        """Return the item as the document, which has the same vector, says."""
+        if document.version == self.document.version:
+            return self
+        return Item(document, self.vector, self.length, year(document) or math.nan)
+
 
 class Items:
     """From any thread, but for `change`, which is called on the event loop with each commit, before it is acknowledged.

@@ -170,6 +170,9 @@ class Recommending:
         answer = self._items.collection.search(query)
         found = [[(_version(hit), hit.score) for hit in hits] for hits in answer.results]
         items = self._items.by_vector(version for one in found for version, _ in one)
+        # Items are as they are now. What fits the filter, and is to be followed from there on, is what was found.
+        then = {_version(hit): hit.document for hits in answer.results for hit in hits}
+        items = {version: item.as_of(then[version]) for version, item in items.items()}
         return _unseen(subject.anchors, answer.index_version, found, items, subject.seen, query.k)
 
     def _popular(self, limit: int) -> list[str]:
