@@ -237,21 +237,25 @@ class Node:
 
     async def drop(self, name: str) -> None:
         """Remove a collection with everything in it. Its subscribers are told `unsubscribed`, its watches `unwatched`."""
-        served = await self.served(name)
-        # First, so that no other collection of this name can come into them.
+        served, users = await self.served(name), companions.users_of(name)
         with suppress(NotFound):
-            await self._drop(await self._serve(companions.users_of(name)))
-        await self._drop(served)
+            await self._serve(users)
+        async with self._lifecycle:
+            # The users first, so that no other collection of this name can come into them; and both at once, so that nobody
+            # is learned in between who would make them anew.
+            companion = self._hosted.get(users) or self._remotes.get(users)
+            if companion is not None:
+                await self._drop(companion)
+            await self._drop(served)
 
     async def _drop(self, served: Served) -> None:
         name = served.name
-        async with self._lifecycle:
-            await self.cluster.drop(name, lives.life(served.epoch))
-            if name in self._hosted:
-                await self._remove(self._hosted[name])
-            elif name in self._remotes:
-                self._remotes[name].dropped()
-                await self._let_go(name)
+        await self.cluster.drop(name, lives.life(served.epoch))
+        if name in self._hosted:
+            await self._remove(self._hosted[name])
+        elif name in self._remotes:
+            self._remotes[name].dropped()
+            await self._let_go(name)
 
     async def _remove(self, hosted: Hosted) -> None:
         name = hosted.name

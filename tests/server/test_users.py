@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import Any
 
 import aiohttp
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.app import Gateway
+from gateway.node.datadir import DataDirectory
 from tests.conftest import JsonMessage, JsonSocket, StartGateway, json_socket
 
 DIMENSION = 8
@@ -159,6 +161,33 @@ async def test_a_bad_interaction_names_field_and_value_and_changes_nothing(
     assert (error["type"], error["code"], error["field"]) == ("error", code, field)
     assert str(change.get(field, "")) in error["message"]
     assert await recommended(socket, "ann", k=100) == await recommended(socket, "nobody", k=100)
+
+
+async def test_who_is_learned_while_the_collection_is_dropped_is_dropped_too(
+    socket: JsonSocket, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await add_items(socket)
+    assert (await did(socket, "ann", "like", "g1-0"))["type"] == "ack"
+    begun, go_on, drop = threading.Event(), threading.Event(), DataDirectory.drop
+
+    def dropped_slowly(self: DataDirectory, name: str, epoch: str) -> None:
+        if name.startswith("items~"):
+            begun.set()
+            go_on.wait(10)
+        drop(self, name, epoch)
+
+    monkeypatch.setattr(DataDirectory, "drop", dropped_slowly)
+    async with aiohttp.ClientSession(gateway.http) as http:
+        dropping = asyncio.create_task(http.delete("/v1/collections/items"))
+        await asyncio.to_thread(begun.wait, 10)
+        learning = asyncio.create_task(did(socket, "ann", "like", "g1-1"))
+        await asyncio.sleep(0.1)
+        go_on.set()
+        (await dropping).close()
+        assert (await learning)["code"] == "not_found"
+        (await http.put("/v1/collections/items", json={"dimension": DIMENSION + 1})).close()
+        async with http.get("/v1/users/ann?collection=items") as reply:
+            assert reply.status == 404, "users are dropped with their collection"
 
 
 async def test_a_vector_from_elsewhere_makes_nothing_popular(socket: JsonSocket, gateway: Gateway) -> None:
