@@ -186,10 +186,10 @@ class Hosted:
         return await self.read(partial(self.collection.get, document_id, include_vector=include_vector))
 
     async def search(self, command: messages.Search) -> Answer:
-        if command.user_id is not None:
-            return await self.users.recommend(command)
         if command.min_index_version is not None:
             await self.reach(command.min_index_version, self._read_wait_s)
+        if command.user_id is not None:
+            return await self.users.recommend(command)
         query = await queries.query(self, command)
         return await self.read(partial(self.collection.search, query))
 

@@ -190,6 +190,15 @@ async def test_who_is_learned_while_the_collection_is_dropped_is_dropped_too(
             assert reply.status == 404, "users are dropped with their collection"
 
 
+async def test_a_recommendation_waits_for_the_index_version_it_is_to_see(start_gateway: StartGateway) -> None:
+    async with start_gateway(read_wait_s=0.2) as gateway, json_socket(gateway.ws) as socket:
+        await add_items(socket)
+        early = await socket.reply(action="search", collection="items", user_id="ann", min_index_version=25)
+        assert (early["code"], early["field"]) == ("overloaded", "min_index_version")
+        found = await socket.reply(action="search", collection="items", user_id="ann", min_index_version=24)
+        assert found["index_version"] == 24
+
+
 async def test_a_vector_from_elsewhere_makes_nothing_popular(socket: JsonSocket, gateway: Gateway) -> None:
     await add_items(socket)
     for number in range(2):
