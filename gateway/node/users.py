@@ -40,6 +40,7 @@ from gateway.users.stored import NOBODY, Known
 
 _T = TypeVar("_T")
 _PAGE = 2048
+_ITEMS_PAGE = 512
 _LATEST_PROFILES = 256
 _TOGETHER = 16
 """How many recommendations are made together at most: later ones wait for them."""
@@ -87,6 +88,9 @@ class Users:
         self._followed: Home | None = None
         self._popularity: Popularity | None = None
         self._waiting: list[Applied] | None = None
+        """Commits of profiles, while it is counted what is popular."""
+        self._missed: list[Applied] = []
+        """Commits of items meanwhile."""
         self._lock = asyncio.Lock()
         self._asked: list[tuple[Ask, asyncio.Future[Recommended]]] = []
         self._recommending: asyncio.Task[None] | None = None
@@ -200,7 +204,7 @@ class Users:
         async with self._lock:
             if self._popularity is None:
                 waiting: list[Applied] = []
-                self._waiting = waiting
+                self._waiting, self._missed = waiting, []
                 popularity, through = await self._home.read(
                     partial(_count, self._home.collection, _collection(companion))
                 )
@@ -210,6 +214,9 @@ class Users:
                     for applied in waiting:
                         if applied.index_version > through:
                             self._take(popularity, applied)
+                    for applied in self._missed:  # those that were counted already say the same once more
+                        _take_items(popularity, applied)
+                    self._missed = []
                 else:
                     self._popularity = None
                     return popularity
@@ -238,14 +245,10 @@ class Users:
 
     def _items_changed(self, applied: Applied) -> None:
         self.items.change(applied)
-        if self._popularity is None:
-            return
-        changes = [event for event in applied.events if isinstance(event, Change)]
-        for change in changes:
-            if change.event_type is EventType.DELETE:
-                self._popularity.remove(change.document.id)
-            elif change.event_type is EventType.INSERT:
-                self._popularity.arrive(change.document.id, change.document.updated_at)
+        if self._waiting is not None:
+            self._missed.append(applied)
+        elif self._popularity is not None:
+            _take_items(self._popularity, applied)
 
 
 def _collection(home: Home | None) -> Collection | None:
@@ -262,6 +265,15 @@ def _placed(placed: Vector, at: int, document: Document | None) -> str:
 
 def _known(document: Document | None) -> Known:
     return NOBODY if document is None else stored.decode(document)
+
+
+def _take_items(popularity: Popularity, applied: Applied) -> None:
+    for event in applied.events:
+        if isinstance(event, Change):
+            if event.event_type is EventType.DELETE:
+                popularity.remove(event.document.id)
+            elif event.event_type is EventType.INSERT:
+                popularity.arrive(event.document.id, event.document.updated_at)
 
 
 def _count(items: Collection, users: Collection | None) -> tuple[Popularity, int]:
@@ -282,4 +294,17 @@ def _count(items: Collection, users: Collection | None) -> tuple[Popularity, int
                     for touch in stored.touched(change.document):
                         popularity.add(touch.item_id, touch.weight, touch.at)
             through, more = page.through, page.more
+    _forget_deleted(popularity, items)
     return popularity, through
+
+
+def _forget_deleted(popularity: Popularity, items: Collection) -> None:
+    """Forget items that users had to do with, and that were deleted since. Blocks."""
+    counted = [item_id for item_id, _ in popularity.top(popularity.capacity, 0)]
+    for start in range(0, len(counted), _ITEMS_PAGE):
+        some = counted[start : start + _ITEMS_PAGE]
+        _, found = items.get_many(some)
+        there = {document.id for document, _ in found}
+        for item_id in some:
+            if item_id not in there:
+                popularity.remove(item_id)

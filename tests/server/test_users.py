@@ -81,6 +81,26 @@ async def test_profiles_are_there_after_a_restart(start_gateway: StartGateway) -
         assert await recommended(socket, "ann", k=5) == before
 
 
+async def test_deleted_items_take_no_place_among_the_popular_ones_after_a_restart(start_gateway: StartGateway) -> None:
+    deleted = [f"old-{number}" for number in range(150)]
+    async with start_gateway() as gateway, json_socket(gateway.ws) as socket:
+        await add_items(socket)
+        documents = [{"id": item, "vector": axis(0)} for item in deleted]
+        assert (await socket.reply(action="upsert", collection="items", documents=documents))["type"] == "ack"
+        for number, item in enumerate(deleted):
+            await did(socket, f"u{number}", "purchase", item)
+        await did(socket, "ann", "view", "g1-0")
+        await socket.reply(action="delete", collection="items", ids=deleted)
+        # So many changes since that no item counts as new.
+        for number in range(101):
+            many = [{"id": f"g0-{n % 6}", "metadata": {"number": (number, n)}} for n in range(10)]
+            await socket.reply(action="upsert", collection="items", documents=many)
+        before = await recommended(socket, "nobody", k=1, diversity=0)
+    assert before == ["g1-0"]
+    async with start_gateway() as gateway, json_socket(gateway.ws) as socket:
+        assert await recommended(socket, "nobody", k=1, diversity=0) == before
+
+
 async def test_who_is_new_gets_what_is_popular(socket: JsonSocket) -> None:
     await add_items(socket)
     for number in range(8):
