@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
@@ -203,26 +204,45 @@ def trace(collection: str, watch: Watch, changed: Callable[[], None]) -> Live:
 
 
 def apply(standing: Standing, commits: Sequence[Applied], found: Sequence[Found]) -> Turn:
-    """Apply commits, then take in what searches found. Blocks."""
-    turn = Turn()
+    """Apply commits, and take in what searches found, each as of its index_version. Blocks.
+
+    Taken in after all commits, each would have to be given all those that the search didn't see once more.
+    """
+    turn, left = Turn(), deque(_in_order(found))
     for applied in commits:
+        while left and left[0][0] < applied.first_index_version:
+            _take(standing, turn, left.popleft()[1])
         affected = standing.apply(applied)
         turn.changed.update(affected.changed)
         turn.short.update(affected.short)
-    for one in found:
-        if one.nearest.index_version > standing.index_version:
-            turn.early.append(one)
-        elif not standing.reaches(one.nearest.index_version):
-            turn.late.append(one)
-        else:
-            _fill(standing, one)
-            turn.taken.append(one)
-            number = one.live.number
-            assert number is not None, "it was added"
-            turn.short.discard(number)
-            if standing.waits(number):
-                turn.short.add(number)
+    for _, one in left:
+        _take(standing, turn, one)
     return turn
+
+
+def _in_order(found: Sequence[Found]) -> list[tuple[int, Found]]:
+    """Return when to take in what was found, by index_version; of one watch, what is first here stays first."""
+    moments: dict[Live, int] = {}
+    ordered = []
+    for one in found:
+        moments[one.live] = max(moments.get(one.live, 0), one.nearest.index_version)
+        ordered.append((moments[one.live], one))
+    return sorted(ordered, key=lambda pair: pair[0])
+
+
+def _take(standing: Standing, turn: Turn, one: Found) -> None:
+    if one.nearest.index_version > standing.index_version:
+        turn.early.append(one)
+    elif not standing.reaches(one.nearest.index_version):
+        turn.late.append(one)
+    else:
+        _fill(standing, one)
+        turn.taken.append(one)
+        number = one.live.number
+        assert number is not None, "it was added"
+        turn.short.discard(number)
+        if standing.waits(number):
+            turn.short.add(number)
 
 
 def _fill(standing: Standing, found: Found) -> None:
