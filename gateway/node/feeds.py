@@ -208,7 +208,9 @@ class Feeds:
                 if feed.begun:
                     await self._can_be_told(feed)
                 async with self._turns:
-                    await self._make_once(feed)
+                    made = await self._make_once(feed)
+                if not made:
+                    await asyncio.sleep(_RETRY_S)
         finally:
             feed.queued = False
 
@@ -218,26 +220,28 @@ class Feeds:
         while not feed.sink.offer(b""):
             await feed.sink.drained()
 
-    async def _make_once(self, feed: Feed) -> None:
+    async def _make_once(self, feed: Feed) -> bool:
+        """Return whether it was made, or needn't be any more."""
         if feed.closed:
-            return
+            return True
         feed.dirty = False
         try:
             found = await self._users.recommend(feed.ask)
         except HotindexError as error:
-            await self._failed(feed, error)
+            return self._failed(feed, error)
         except Exception as error:  # one feed's fault must not be everyone's
-            await self._failed(feed, internal(error, collection=self._name, watch=feed.watch_id))
-        else:
-            if not feed.closed:
-                self._take(feed, found)
+            return self._failed(feed, internal(error, collection=self._name, watch=feed.watch_id))
+        if not feed.closed:
+            self._take(feed, found)
+        return True
 
-    async def _failed(self, feed: Feed, error: HotindexError) -> None:
+    def _failed(self, feed: Feed, error: HotindexError) -> bool:
+        """Return whether that was all."""
         if not feed.first.done():
             feed.first.set_exception(error)
-        else:
-            feed.dirty = True
-            await asyncio.sleep(_RETRY_S)
+            return True
+        feed.dirty = True
+        return False
 
     def _take(self, feed: Feed, found: Recommended) -> None:
         ids = tuple(hit.document.id for hit in found.hits)

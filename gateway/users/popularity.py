@@ -147,6 +147,8 @@ class Popularity:
             self._landmark = at
             self._counting = int(np.count_nonzero(self._counted))
             for item_id in list(self._ids):
+                if not self._novel[self._places[item_id]]:
+                    self._arrived.pop(item_id, None)
                 self._release(item_id)
         return math.exp(self._ages(at - self._landmark))
 

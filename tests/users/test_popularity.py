@@ -99,3 +99,12 @@ def test_whatever_comes_and_goes_the_rest_keeps_its_counts(taken: list[tuple[str
         expected[item_id] = expected.get(item_id, 0.0) + 0.5 * math.exp((at - now) / DAY)
     assert len(popularity) == len(counts)
     assert dict(popularity.top(99, now)) == pytest.approx(expected)
+
+
+def test_new_items_of_long_ago_are_forgotten_with_what_they_counted() -> None:
+    popularity = Popularity(ATTENTION)
+    popularity.arrive("old", 0)
+    popularity.add("liked", 1.0, 4000 * DAY)
+    for i in range(ATTENTION.arrivals + 1):
+        popularity.arrive(f"new{i}", 4000 * DAY + i)
+    assert [item_id for item_id, _ in popularity.top(9, 4000 * DAY)] == ["liked", "new2", "new1"]
