@@ -128,9 +128,9 @@ async def test_operations_of_all_kinds_are_applied_in_order_and_pushed(transact:
         (patch("a", {"k": ["\0"]}), "invalid_argument", "operations[1].changes.k[0]"),
         (patch("a", {}, if_version=-1), "invalid_argument", "operations[1].if_version"),
         (delete("x" * 513), "invalid_argument", "operations[1].id"),
-        ({"action": "patch", "id": "a"}, "invalid_message", "operations[1]"),
+        ({"action": "patch", "id": "a"}, "invalid_message", "operations[1].changes"),
         ({"action": "get", "id": "a"}, "invalid_argument", "operations[1].action"),
-        ({"id": "a"}, "invalid_message", "operations[1]"),
+        ({"id": "a"}, "invalid_message", "operations[1].action"),
         ("a", "invalid_message", "operations[1]"),
     ],
 )
