@@ -206,24 +206,38 @@ return alive
 CREATE = Script(
     """
 -- KEYS: collections
--- ARGV: name, "epoch spec"
+-- ARGV: name, "epoch spec"[, the collection it belongs to, epoch of that]
+if ARGV[3] then
+    local owner = redis.call('HGET', KEYS[1], ARGV[3])
+    if not owner or string.sub(owner, 1, #ARGV[4] + 1) ~= ARGV[4] .. ' ' then return false end
+end
 redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2])
 return redis.call('HGET', KEYS[1], ARGV[1])
 """
 )
-"""Enter a collection in the register, unless there is one of its name; return what is entered."""
+"""Enter a collection in the register, unless there is one of its name; return what is entered.
+
+One that belongs to a life of another is entered while that is registered; otherwise nothing is returned.
+"""
 
 DROP = Script(
     """
 -- KEYS: collections, dropped
--- ARGV: name, epoch
+-- ARGV: name, epoch[, the collection that belongs to it]
 local found = redis.call('HGET', KEYS[1], ARGV[1])
-if found and string.sub(found, 1, #ARGV[2]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
+if found and string.sub(found, 1, #ARGV[2] + 1) == ARGV[2] .. ' ' then
+    redis.call('HDEL', KEYS[1], ARGV[1])
+    local belonging = ARGV[3] and redis.call('HGET', KEYS[1], ARGV[3])
+    if belonging then
+        redis.call('HDEL', KEYS[1], ARGV[3])
+        redis.call('SADD', KEYS[2], string.match(belonging, '^%S+'))
+    end
+end
 redis.call('SADD', KEYS[2], ARGV[2])
 return 1
 """
 )
-"""Take a life of a collection from the register, for good."""
+"""Take a life of a collection from the register, for good, and with it what belongs to it."""
 
 FORGET = Script(
     """

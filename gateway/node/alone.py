@@ -53,8 +53,11 @@ class Cluster(Protocol):
         self, collection: Collection, listener: Listener, executor: Executor, room: Callable[[], Awaitable[None]]
     ) -> Bus: ...
 
-    async def register(self, spec: Spec) -> Life:
-        """Return the life of a collection to make: a new one, or that which another node has made meanwhile."""
+    async def register(self, spec: Spec, owner: Life | None = None) -> Life:
+        """Return the life of a collection to make: a new one, or that which another node has made meanwhile.
+
+        Raises NotFound where it belongs to an `owner` that was dropped.
+        """
         ...
 
     async def drop(self, name: str, epoch: str) -> None:
@@ -98,7 +101,7 @@ class SingleNode:
     ) -> Bus:
         return LocalBus(collection, listener, executor, room)
 
-    async def register(self, spec: Spec) -> Life:
+    async def register(self, spec: Spec, owner: Life | None = None) -> Life:  # noqa: ARG002 - it is there
         return Life(new_epoch(), spec)
 
     async def drop(self, name: str, epoch: str) -> None:

@@ -316,17 +316,22 @@ class SharedCluster:
         finally:
             del self._copying[name]
 
-    async def register(self, spec: Spec) -> Life:
+    async def register(self, spec: Spec, owner: Life | None = None) -> Life:
+        belongs = [] if owner is None else [owner.spec.name, owner.epoch]
+        made = Life(new_epoch(), spec).encode()
         try:
-            found = await self._link.run(scripts.CREATE, [COLLECTIONS], [spec.name, Life(new_epoch(), spec).encode()])
+            found = await self._link.run(scripts.CREATE, [COLLECTIONS], [spec.name, made, *belongs])
             await self._announce()
         except (LinkLost, LinkRefused) as error:
             raise StorageUnavailable(f"collection {spec.name!r} can't be made at present: {error}") from None
+        if found is None:
+            assert owner is not None, "others are always entered"
+            raise NotFound(f"no collection {owner.spec.name!r}", field="collection")
         return Life.decode(found)
 
     async def drop(self, name: str, epoch: str) -> None:
         try:
-            await self._link.run(scripts.DROP, [COLLECTIONS, DROPPED], [name, epoch])
+            await self._link.run(scripts.DROP, [COLLECTIONS, DROPPED], [name, epoch, companions.users_of(name)])
             await forget(self._link, Keys.of(name), epoch)
             await self._announce()
         except (LinkLost, LinkRefused) as error:

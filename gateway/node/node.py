@@ -269,9 +269,9 @@ class Node:
         await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
         log.info("collection_dropped", collection=name)
 
-    async def _create(self, spec: Spec) -> Hosted:
+    async def _create(self, spec: Spec, owner: Life | None = None) -> Hosted:
         loop = asyncio.get_running_loop()
-        life = await self.cluster.register(spec)
+        life = await self.cluster.register(spec, owner)
         path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
         cache_bytes = self._options.embedding_cache_bytes
         make = partial(Collection.create, path, life.spec, self.now, window_s, life.epoch, cache_bytes)
@@ -397,7 +397,9 @@ class Node:
         async with self._lifecycle:
             if self._hosted.get(hosted.name) is not hosted:
                 raise NotFound(f"no collection {hosted.name!r}", field="collection")
-            return self._hosted.get(name) or await self._create(companions.spec(hosted.spec))
+            return self._hosted.get(name) or await self._create(
+                companions.spec(hosted.spec), Life(hosted.collection.epoch, hosted.spec)
+            )
 
     async def learn(self, command: messages.Learn) -> tuple[str, Done]:
         """Learn what a user did; return the collection's name, and what became of it once it is on disk."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from gateway.bus import scripts
 from gateway.bus.link import CONNECTIONS, Link, LinkLost, LinkRefused, Script
 from tests.bus.links import INCREMENT, insisted, linked, raised
 from tests.redis_servers import HOST, Proxy, RedisServer, free_port
@@ -229,3 +230,26 @@ async def test_tls_with_certificates_on_both_sides() -> None:
         with pytest.raises(LinkRefused, match="CERTIFICATE_VERIFY_FAILED"):
             await refused.open()
         await refused.close()
+
+
+async def test_users_are_registered_while_their_collection_is_and_dropped_with_it(server: RedisServer) -> None:
+    """Whichever node, however late it hears of a drop, there are no users without their collection."""
+    async with linked(server.url) as link:
+        register, dropped = "register", "dropped"
+
+        async def create(name: str, life: str, *owner: str) -> bytes | None:
+            found: bytes | None = await link.run(scripts.CREATE, [register], [name, life, *owner])
+            return found
+
+        assert await create("a~users", "u1 {}", "a", "e1") is None, "there is no such collection"
+        assert await create("a", "e1 {}") == b"e1 {}"
+        assert await create("a~users", "u1 {}", "a", "e1") == b"u1 {}"
+        assert await create("a~users", "u2 {}", "a", "e1") == b"u1 {}", "another node was first"
+        await link.run(scripts.DROP, [register, dropped], ["a", "e", "a~users"])
+        assert await link.command("HLEN", register) == 2, "an epoch that begins alike is another"
+        await link.run(scripts.DROP, [register, dropped], ["a", "e1", "a~users"])
+        assert await link.command("HLEN", register) == 0
+        assert sorted(await link.command("SMEMBERS", dropped)) == [b"e", b"e1", b"u1"]
+        assert await create("a", "e2 {}") == b"e2 {}"
+        assert await create("a~users", "u2 {}", "a", "e1") is None, "they would be users of the collection before"
+        assert await create("a~users", "u2 {}", "a", "e2") == b"u2 {}"
