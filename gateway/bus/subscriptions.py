@@ -223,7 +223,7 @@ class Subscriptions:
         try:
             async with asyncio.timeout(self._link.timeout_s):
                 if node not in self._feeds:
-                    self._feeds[node] = self._feed(await self._link.topology.wire(node))
+                    self._feeds[node] = self._feed(await self._link.topology.wire_to_master(node))
                 feed = self._feeds[node]
                 for name in names:
                     await feed.subscribe(name, self._channels.ask(name, feed))

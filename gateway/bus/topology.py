@@ -35,7 +35,11 @@ class Topology(Protocol):
         ...
 
     async def wire(self, node: Node) -> Wire:
-        """Return an open wire to a node. Raises LinkLost, LinkRefused."""
+        """Return an open wire to a node, which redirects what it doesn't own. Raises LinkLost, LinkRefused."""
+        ...
+
+    async def wire_to_master(self, node: Node) -> Wire:
+        """As `wire`, for subscriptions: a replica takes them, and redirects none. LinkLost where it isn't a master."""
         ...
 
     async def close(self) -> None: ...
@@ -67,6 +71,9 @@ class _Single:
 
     async def wire(self, node: Node) -> Wire:
         return await _opened(self._dialer.wire(node))
+
+    async def wire_to_master(self, node: Node) -> Wire:
+        return await self.wire(node)
 
     async def close(self) -> None:
         pass
@@ -147,15 +154,10 @@ class _Sentinel(_Discovery):
 
         https://redis.io/docs/latest/develop/reference/sentinel-clients/
         """
-        wire = await _opened(self._dialer.wire(node))
-        try:
-            role = await wire.ask("ROLE")
-            if role[0] != b"master":
-                raise LinkLost(f"no master ({node})")
-        except BaseException:
-            await wire.close()
-            raise
-        return wire
+        return await self.wire_to_master(node)
+
+    async def wire_to_master(self, node: Node) -> Wire:
+        return await _opened(self._dialer.wire(node), to_master=True)
 
     async def _learn(self, node: Node) -> None:
         reply = await _asked(self._dialer.sentinel(node), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
@@ -206,6 +208,10 @@ class _Cluster(_Discovery):
     async def wire(self, node: Node) -> Wire:
         return await _opened(self._dialer.wire(node))
 
+    async def wire_to_master(self, node: Node) -> Wire:
+        """A master that was told of its replacement says so; the server that was asked for owners may not know yet."""
+        return await _opened(self._dialer.wire(node), to_master=True)
+
     async def _learn(self, node: Node) -> None:
         owners: list[Node | None] = [None] * SLOTS
         nodes: dict[Node, None] = {}
@@ -234,9 +240,11 @@ def _no_cluster() -> LinkRefused:
     )
 
 
-async def _opened(wire: Wire) -> Wire:
+async def _opened(wire: Wire, *, to_master: bool = False) -> Wire:
     try:
         await wire.open()
+        if to_master and (await wire.ask("ROLE"))[0] != b"master":
+            raise LinkLost(f"no master ({wire.node})")
     except BaseException:
         await wire.close()
         raise

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 from gateway.bus.link import Link, LinkRefused, Script
-from gateway.bus.wire import slot_of
+from gateway.bus.wire import LinkLost, slot_of
 from tests.bus.links import INCREMENT, insisted, linked, listening
 from tests.redis_servers import RedisCluster, RedisSentinel, eventually
 
@@ -119,6 +119,18 @@ async def test_a_channel_follows_its_slot_to_a_new_owner(cluster: RedisCluster) 
         for key in KEYS:
             assert await link.command("SPUBLISH", key, key) == 1
         await ear.messages(3)
+
+
+async def test_a_replica_that_was_master_is_not_listened_to(cluster: RedisCluster) -> None:
+    """It would take the subscription, and hear of what the master is told only while both have a connection."""
+    async with linked(cluster.url) as link, listening(link) as ear:
+        assert await link.command("SPUBLISH", "a", "nobody hears") == 0
+        await asyncio.to_thread(cluster.switch_over, "a")
+        with pytest.raises(LinkLost, match="no master"):
+            await ear.subscriptions.subscribe("a")
+        await ear.subscriptions.subscribe("a")
+        assert await link.command("SPUBLISH", "a", "heard") == 1
+        await ear.messages(1)
 
 
 async def test_a_killed_master_is_replaced(cluster: RedisCluster) -> None:
