@@ -125,7 +125,7 @@ class Standing:
         return shelf
 
     def refill(self, number: int, nearest: Nearest) -> None:
-        """Give a watch what a search found. Ask `waits` whether it is short again, and `difference` what has changed."""
+        """Give a watch what a search found. Ask `waits` whether it is short again, and `differences` what has changed."""
         assert self.reaches(nearest.index_version), "the caller has asked whether the log goes back so far"
         shelf = self._shelf_of[number]
         shelf.fill(number, nearest)
@@ -167,12 +167,6 @@ class Standing:
         """Take the present top ks of watches as told."""
         for shelf, some in self._by_shelf(numbers):
             shelf.tell(some)
-
-    def difference(self, number: int) -> Difference:
-        """Return how a watch's top k differs from what was told, and take it as told."""
-        found = self.differences((number,))
-        self.tell(found)
-        return found.get(number, Difference())
 
     def _by_shelf(self, numbers: Iterable[int]) -> Iterable[tuple[Shelf, list[int]]]:
         shelves: defaultdict[Shelf, list[int]] = defaultdict(list)

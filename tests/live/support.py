@@ -28,7 +28,7 @@ from gateway.engine.types import (
     Vector,
     Write,
 )
-from gateway.live.standing import wanted
+from gateway.live.standing import Standing, wanted
 from gateway.live.types import Difference, Nearest, Watch
 
 DIMENSION = 4
@@ -129,6 +129,13 @@ class Client:
     def top(self) -> list[tuple[str, float, int]]:
         held = [(document_id, score, document.version) for document_id, (score, document) in self.held.items()]
         return sorted(held, key=lambda one: (-one[1], one[0]))
+
+
+def take_difference(standing: Standing, number: int) -> Difference:
+    """Return how a watch's top k differs from what was told, and take it as told."""
+    found = standing.differences((number,))
+    standing.tell(found)
+    return found.get(number, Difference())
 
 
 def vector(*numbers: float) -> Vector:

@@ -11,7 +11,7 @@ from gateway.engine.types import Applied, Metric, Operation
 from gateway.live import told
 from gateway.live.standing import MAX_K, Standing, wanted
 from gateway.live.types import Affected, Difference, Nearest, Watch
-from tests.live.support import DIMENSION, Client, World, net, patch, put, remove, watch
+from tests.live.support import DIMENSION, Client, World, net, patch, put, remove, take_difference, watch
 
 RED = Filter({"color": "red"})
 X = (1.0, 0.0, 0.0, 0.0)
@@ -58,7 +58,7 @@ def test_what_comes_nearer_pushes_out_what_was_last(pair: Pair) -> None:
     number = pair.add(watch(*X, k=2))
     assert pair.shown(number) == ["d003", "d002"]
     assert pair.commit(put("new", 2.5, 0, 0, 0)) == Affected([number], [])
-    assert pair.standing.difference(number) == Difference([pair.standing.answer(number)[1]], [], ["d002"])
+    assert take_difference(pair.standing, number) == Difference([pair.standing.answer(number)[1]], [], ["d002"])
 
 
 def test_who_is_not_concerned_is_not_named(pair: Pair) -> None:
@@ -73,7 +73,7 @@ def test_metadata_that_is_shown_is_a_change(pair: Pair) -> None:
     number = pair.add(watch(*X, k=2))
     pair.shown(number)
     assert pair.commit(patch("d005", color="red")).changed == [number]
-    difference = pair.standing.difference(number)
+    difference = take_difference(pair.standing, number)
     assert ids(difference) == ([], ["d005"], [])
     assert difference.changed[0].document.metadata == '{"color":"red"}'
 
@@ -84,7 +84,7 @@ def test_a_storm_that_ends_where_it_began_tells_nothing_but_versions(pair: Pair)
     pair.shown(number)
     pair.commit(put("new", 9, 0, 0, 0))
     pair.commit(remove("new"))
-    assert not pair.standing.difference(number)
+    assert not take_difference(pair.standing, number)
 
 
 def test_what_was_not_told_is_still_a_difference(pair: Pair) -> None:
@@ -167,7 +167,7 @@ def test_a_document_made_again_between_two_differences_has_changed(pair: Pair) -
     pair.shown(number)
     pair.commit(remove("d005"))
     pair.commit(put("d005", 5, 0, 0, 0))
-    assert ids(pair.standing.difference(number)) == ([], ["d005"], [])
+    assert ids(take_difference(pair.standing, number)) == ([], ["d005"], [])
 
 
 def test_deletions_are_covered_by_the_buffer_until_it_is_short(pair: Pair) -> None:
@@ -182,10 +182,10 @@ def test_deletions_are_covered_by_the_buffer_until_it_is_short(pair: Pair) -> No
     assert pair.commit(remove("d029")) == Affected([], [number])
     assert pair.standing.waits(number)
     assert pair.commit(remove("d028")) == Affected([], []), "who is short is named once"
-    assert not pair.standing.difference(number), "what isn't known isn't told"
+    assert not take_difference(pair.standing, number), "what isn't known isn't told"
     pair.refill(number, one)
     assert not pair.standing.waits(number)
-    assert ids(pair.standing.difference(number))[0] == ["d027", "d026", "d025", "d024", "d023"]
+    assert ids(take_difference(pair.standing, number))[0] == ["d027", "d026", "d025", "d024", "d023"]
 
 
 def test_who_holds_all_that_fits_is_never_short(pair: Pair) -> None:
@@ -257,7 +257,7 @@ def test_metadata_comes_into_a_filter_and_goes_out_of_it(pair: Pair) -> None:
     assert pair.commit(patch("d002", color="red")) == Affected([number], [])
     assert pair.shown(number) == ["d002"]
     assert pair.commit(patch("d003", color="red"), patch("d002", color="blue")) == Affected([number], [])
-    assert ids(pair.standing.difference(number)) == (["d003"], [], ["d002"])
+    assert ids(take_difference(pair.standing, number)) == (["d003"], [], ["d002"])
 
 
 def test_where_a_vector_is_missing_the_watch_is_short(pair: Pair) -> None:
@@ -337,7 +337,7 @@ def test_a_watch_that_moves_is_told_the_way_from_where_it_was(pair: Pair) -> Non
     client = Client({one.document.id: (one.score, one.document) for one in pair.standing.answer(number)})
     for moved in (watch(0, 1, 0, 0, k=2), replace(watch(*X, k=2), where=RED), watch(*X, k=2)):
         pair.standing.move(number, moved, pair.world.search(moved))
-        client.apply(pair.standing.difference(number))
+        client.apply(take_difference(pair.standing, number))
         assert client.top() == pair.world.top(moved)
 
 
