@@ -6,7 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from tests.cluster.test_nodes import Fleet, until
+from tests.cluster.nodes import Fleet, until
 from tests.conftest import StartGateway
 from tests.redis_servers import RedisServer
 

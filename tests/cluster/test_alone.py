@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import pytest
 from hotindex import Unavailable
 
 from tests.cluster.fleet import COLLECTION, Fleet, eventually, fleet
@@ -14,12 +13,6 @@ from tests.conftest import json_socket
 from tests.redis_servers import RedisServer
 
 ALONE = 100
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 @asynccontextmanager

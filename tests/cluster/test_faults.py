@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -63,12 +63,6 @@ async def scene(
             yield Scene(nodes, [Writer(f"w{i}", nodes.members, facts, Random(i)) for i in range(4)], facts)
             await check(nodes, facts, subscribers)
             assert subscribers.resets == 0
-
-
-@pytest.fixture
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
 
 
 def proxy_of(member: Member) -> Proxy:

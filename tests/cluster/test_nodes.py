@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,66 +15,13 @@ import msgpack
 import pytest
 
 from bench.provider import faults, ok, running
-from gateway.app import Gateway
 from gateway.engine.types import Span
 from gateway.errors import Overloaded, StartupError
 from gateway.node import answering, exchange, peers
 from gateway.node.exchange import ChangesCall
-from tests.conftest import JsonSocket, StartGateway, json_socket
+from tests.cluster.nodes import Fleet, ask, edged, level, until
+from tests.conftest import StartGateway, json_socket
 from tests.redis_servers import RedisServer
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-class Fleet:
-    """Gateways over one Redis, each with data of its own."""
-
-    def __init__(self, start: StartGateway, redis: RedisServer, path: Path) -> None:
-        self._start = start
-        self._redis = redis
-        self._path = path
-
-    @asynccontextmanager
-    async def node(self, name: str, **settings: Any) -> AsyncIterator[tuple[Gateway, JsonSocket]]:
-        flags = {"node": name, "data_dir": self._path / name, "redis_url": self._redis.url, "settle_s": 0.3, **settings}
-        async with self._start(**flags) as gateway, json_socket(gateway.ws) as socket:
-            yield gateway, socket
-
-
-@pytest.fixture
-def fleet(start_gateway: StartGateway, redis: RedisServer, tmp_path: Path) -> Fleet:
-    redis.flushall()
-    return Fleet(start_gateway, redis, tmp_path)
-
-
-async def ask(gateway: Gateway, path: str, method: str = "GET", body: object = None) -> Any:
-    def answer() -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{gateway.http}{path}", data, method=method)
-        with urllib.request.urlopen(request) as response:
-            return json.load(response)
-
-    return await asyncio.to_thread(answer)
-
-
-async def until(socket: JsonSocket, expected: str, **command: Any) -> dict[str, Any]:
-    """Repeat a command until its answer is of the type expected."""
-    while (answer := await socket.reply(**command))["type"] != expected:
-        assert answer["type"] == "error", answer
-        await asyncio.sleep(0.01)
-    return answer
-
-
-async def level(*gateways: Gateway, collection: str = "m") -> None:
-    """Wait until all hold the same."""
-    while not all(collection in one.node.holdings() for one in gateways):
-        await asyncio.sleep(0.01)
-    while len({(await ask(one, f"/v1/collections/{collection}/digest"))["digest"] for one in gateways}) > 1:
-        await asyncio.sleep(0.01)
 
 
 async def test_what_is_written_at_one_node_is_pushed_at_another(fleet: Fleet) -> None:
@@ -221,38 +166,24 @@ async def test_metrics_tell_of_redis_and_of_writes(fleet: Fleet) -> None:
         assert sent > 1
 
 
-async def test_a_wrong_password_keeps_a_node_from_starting(fleet: Fleet, redis: RedisServer) -> None:
-    wrong = redis.url.replace("redis://", "redis://:wrong@")
+async def test_a_wrong_password_keeps_a_node_from_starting(fleet: Fleet, shared_redis: RedisServer) -> None:
+    wrong = shared_redis.url.replace("redis://", "redis://:wrong@")
     with pytest.raises(StartupError, match="redis_url"):
         async with fleet.node("a", redis_url=wrong):
             pass
 
 
 async def test_a_node_starts_without_redis_and_serves_what_it_has(fleet: Fleet, redis: RedisServer) -> None:
-    with RedisServer() as own:
-        async with fleet.node("a", redis_url=own.url) as (_, at_a):
-            await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
-        own.kill()
-        async with fleet.node("a", redis_url=own.url, write_wait_s=0.2) as (a, at_a):
-            assert (await at_a.reply(action="search", collection="m", vector=[1, 2]))["results"][0]["id"] == "x"
-            refused = await at_a.reply(action="upsert", collection="m", id="y", vector=[1, 2])
-            assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True)
-            assert await a.node.faults()
-            own.restart()
-            await until(at_a, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
-
-
-@asynccontextmanager
-async def edged(
-    fleet: Fleet, hosts: int = 2, **settings: Any
-) -> AsyncIterator[tuple[list[Gateway], Gateway, JsonSocket]]:
-    """Run some hosts, and a node that hosts nothing."""
-    async with AsyncExitStack() as stack:
-        gateways = [(await stack.enter_async_context(fleet.node(f"host{i}", **settings)))[0] for i in range(hosts)]
-        edge, socket = await stack.enter_async_context(fleet.node("edge", collections="nothing", **settings))
-        while len((await ask(edge, "/v1/nodes"))["nodes"]) <= hosts:
-            await asyncio.sleep(0.01)
-        yield gateways, edge, socket
+    async with fleet.node("a", redis_url=redis.url) as (_, at_a):
+        await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+    redis.kill()
+    async with fleet.node("a", redis_url=redis.url, write_wait_s=0.2) as (a, at_a):
+        assert (await at_a.reply(action="search", collection="m", vector=[1, 2]))["results"][0]["id"] == "x"
+        refused = await at_a.reply(action="upsert", collection="m", id="y", vector=[1, 2])
+        assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True)
+        assert await a.node.faults()
+        redis.restart()
+        await until(at_a, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
 
 
 async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: Fleet) -> None:

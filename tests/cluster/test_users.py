@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gateway.app import Gateway
-from tests.cluster.test_nodes import Fleet, ask, edged, fleet, level, redis  # noqa: F401 - fixtures
+from tests.cluster.nodes import Fleet, ask, edged, level
 from tests.conftest import JsonMessage, json_socket
 from tests.server.test_users import add_items, did, recommended
 
@@ -36,7 +36,7 @@ async def same(one: Gateway, other: Gateway, user: str, version: int) -> JsonMes
         await asyncio.sleep(0.02)
 
 
-async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) -> None:  # noqa: F811
+async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) -> None:
     async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
         await add_items(at_a)
         assert (await did(at_a, "ann", "purchase", "g1-0"))["type"] == "ack"
@@ -51,7 +51,7 @@ async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) ->
         assert await recommended(at_a, "ann", k=3, diversity=0) == await recommended(at_b, "ann", k=3, diversity=0)
 
 
-async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:  # noqa: F811
+async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:
     async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
         await add_items(at_a)
         for n in range(5):
@@ -65,7 +65,7 @@ async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:  
         assert (await recommended(at_b, "nobody", k=1)) == ["g0-0"]
 
 
-async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(fleet: Fleet) -> None:  # noqa: F811
+async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(fleet: Fleet) -> None:
     async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
         await add_items(at_a)
         await did(at_a, "ann", "click", "g1-0")
@@ -79,7 +79,7 @@ async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(fleet:
         assert "g2-0" not in update["recommendations"]
 
 
-async def test_an_edge_learns_where_the_collection_is(fleet: Fleet) -> None:  # noqa: F811
+async def test_an_edge_learns_where_the_collection_is(fleet: Fleet) -> None:
     async with edged(fleet) as (hosts, edge, socket):
         await add_items(socket)
         await level(*hosts, collection="items")
@@ -100,7 +100,7 @@ async def test_an_edge_learns_where_the_collection_is(fleet: Fleet) -> None:  # 
         assert not edge.node.holdings()
 
 
-async def test_users_are_dropped_with_their_collection_everywhere(fleet: Fleet) -> None:  # noqa: F811
+async def test_users_are_dropped_with_their_collection_everywhere(fleet: Fleet) -> None:
     async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, _), json_socket(b.ws) as at_b:
         await add_items(at_a)
         await did(at_a, "ann", "click", "g1-0")

@@ -21,7 +21,7 @@ from gateway.node.exchange import Greeting
 from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
 from gateway.node.watches import Opened
-from tests.cluster.test_nodes import Fleet, ask, edged, fleet, level, redis, until  # noqa: F401 - fixtures
+from tests.cluster.nodes import Fleet, ask, edged, level, until
 from tests.conftest import JsonMessage, JsonSocket, json_socket
 from tests.server.test_users import add_items, axis, did, recommended
 from tests.server.test_watch import Model, Watcher, at, fill, put, some_write, watcher
@@ -63,7 +63,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def watched(fleet: Fleet, hosts: int = 1, *, binary: bool = False, **settings: Any) -> AsyncIterator[Scene]:  # noqa: F811
+async def watched(fleet: Fleet, hosts: int = 1, *, binary: bool = False, **settings: Any) -> AsyncIterator[Scene]:
     async with (
         edged(fleet, hosts, **settings) as (gateways, edge, socket),
         watcher(edge, binary=binary) as client,
@@ -79,7 +79,7 @@ async def eventually(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:  # noqa: F811
+async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         client = scene.client
         answer = await client.ask(action="watch", collection="m", vector=[1, 0], k=2)
@@ -112,7 +112,7 @@ async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:  # noqa:
         assert client.ids(watch_id) == ["new", "d01"]
 
 
-async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:  # noqa: F811
+async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:
     async with edged(fleet, 1) as (_, edge, socket), watcher(edge) as client:
         for document_id, content in (("a", "red running shoes"), ("b", "a garden hose")):
             await until(socket, "ack", action="upsert", collection="m", id=document_id, content=content)
@@ -123,7 +123,7 @@ async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:
         assert client.ids(watch_id) == ["c"]
 
 
-async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:  # noqa: F811
+async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         watch_id = await scene.client.watch(id="d00", k=2)
         assert scene.client.ids(watch_id) == ["d01", "d02"]
@@ -132,7 +132,7 @@ async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:  
         assert scene.client.ids(watch_id)[0] == "d20"
 
 
-async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:  # noqa: F811
+async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         where = {"n": {"$gte": 10}}
         watch_id = await scene.client.watch(vector=[1, 0], k=3, filter=where)
@@ -144,7 +144,7 @@ async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("binary", [False, True])
-async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bool) -> None:  # noqa: F811
+async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bool) -> None:
     def vector(item: JsonMessage) -> list[float]:
         found = np.frombuffer(item["vector"], np.float32) if binary else item["vector"]
         return [float(number) for number in found]
@@ -164,7 +164,7 @@ async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bo
 
 
 @pytest.mark.parametrize("binary", [False, True])
-async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary: bool) -> None:  # noqa: F811
+async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary: bool) -> None:
     rng, model = random.Random(7), Model()
     async with edged(fleet, 2) as (hosts, edge, socket), watcher(edge, binary=binary) as client:
         await ask(edge, "/v1/collections/m", "PUT", {"dimension": 6, "metric": "ip"})
@@ -211,7 +211,7 @@ async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary
         assert [score for _, score in told] == pytest.approx([score for _, score in top], abs=1e-5)
 
 
-async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None:  # noqa: F811
+async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None:
     async with edged(fleet) as (hosts, edge, socket), json_socket(edge.ws) as client:
         await until(socket, "ack", action="upsert", collection="items", id="first", vector=axis(7))
         await add_items(socket)
@@ -240,7 +240,7 @@ async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None
             assert update.get("watch_id", watching["watch_id"]) == watching["watch_id"], "one push, that of the watch"
 
 
-async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -> None:  # noqa: F811
+async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         client, socket = scene.client, scene.socket
         one, other = await client.watch(vector=[1, 0], k=3), await client.watch(vector=[0, 1], k=3)
@@ -256,7 +256,7 @@ async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -
         assert scene.client.ids(await client.watch(vector=[1, 0], k=2)) == ["d00", "first"], "after the last had ended"
 
 
-async def test_watches_end_with_their_connection(fleet: Fleet) -> None:  # noqa: F811
+async def test_watches_end_with_their_connection(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         async with watcher(scene.edge) as client:
             await client.watch(vector=[1, 0])
@@ -267,7 +267,7 @@ async def test_watches_end_with_their_connection(fleet: Fleet) -> None:  # noqa:
 
 
 @pytest.mark.parametrize("where", ["host", "edge"])
-async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str) -> None:  # noqa: F811
+async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str) -> None:
     async with watched(fleet) as scene:
         watch_id = await scene.client.watch(vector=[1, 0])
         at_fault = scene.hosts[0] if where == "host" else scene.edge
@@ -279,7 +279,7 @@ async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str
         assert scene.client.ids(answer["watch_id"]) == ["again"]
 
 
-async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> None:  # noqa: F811
+async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> None:
     wrong: list[tuple[JsonMessage, str, str | None]] = [
         ({}, "invalid_argument", "vector"),
         ({"vector": [1, 0], "id": "d00"}, "invalid_argument", "vector"),
@@ -309,7 +309,7 @@ async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> 
         assert "the limit is 2" in refused["message"]
 
 
-async def test_max_rate_gathers_changes(fleet: Fleet) -> None:  # noqa: F811
+async def test_max_rate_gathers_changes(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         watch_id = await scene.client.watch(vector=[1, 0], k=3, max_rate=0.5)
         loop = asyncio.get_running_loop()
@@ -324,7 +324,7 @@ async def test_max_rate_gathers_changes(fleet: Fleet) -> None:  # noqa: F811
         assert scene.client.ids(watch_id) == ["d00", "c", "a"]
 
 
-async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(fleet: Fleet) -> None:  # noqa: F811
+async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(fleet: Fleet) -> None:
     async with watched(fleet) as scene, watcher(scene.edge) as other:
         client, socket = scene.client, scene.socket
         watch_id = await client.watch(vector=[1, 0], k=10)
@@ -354,7 +354,7 @@ async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(flee
         assert len(client.updates) == told + 1
 
 
-async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(fleet: Fleet) -> None:  # noqa: F811
+async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         await scene.client.watch(vector=[1, 0], k=3)
         async with scene.edge.node._lifecycle:
@@ -367,7 +367,7 @@ async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(flee
         await eventually(lambda: scene.lent <= 1)
 
 
-async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:  # noqa: F811
+async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         for vector in ([1, 0], [0, 1]):
             await scene.client.watch(vector=vector, k=3)
@@ -390,7 +390,7 @@ async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:  # noqa:
         assert (at_host["watches"], at_host["watch_updates"]) == (2, 1)
 
 
-async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it told would be older than what clients were told by another host."""
     monkeypatch.setattr(lending, "_REACH_S", 0.01)
     async with watched(fleet) as scene:
@@ -412,7 +412,7 @@ async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: py
 @pytest.mark.parametrize(
     "said", [b"rubbish", b"", msgspec.msgpack.encode({"type": "watch"}), msgspec.msgpack.encode(["greeting"])]
 )
-async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> None:  # noqa: F811
+async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> None:
     async with fleet.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         async with (
@@ -425,7 +425,7 @@ async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> 
 
 
 async def test_what_a_host_refuses_later_is_asked_for_again_or_ends_the_connection(
-    fleet: Fleet,  # noqa: F811
+    fleet: Fleet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relaying, "_RETRY_S", 0.01)
