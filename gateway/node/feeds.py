@@ -245,18 +245,19 @@ class Feeds:
 
     def _take(self, feed: Feed, found: Recommended) -> None:
         ids = tuple(hit.document.id for hit in found.hits)
-        self._show(feed, frozenset(ids))
-        self._trace(feed, found.near, found.seen)
-        if found.near:
-            self._strangers.discard(feed)
-        else:
-            self._strangers.add(feed)
         if not feed.first.done():
             feed.first.set_result(_watching(feed, found))
         elif found.version != feed.version or ids != feed.told:
             feed.write(_update(feed, found.hits, self._now()))
             feed.due = asyncio.get_running_loop().time() + feed.least_pause_s
         feed.told, feed.version = ids, found.version
+        # The client first: nothing can come in between.
+        self._show(feed, frozenset(ids))
+        self._trace(feed, found.near, found.seen)
+        if found.near:
+            self._strangers.discard(feed)
+        else:
+            self._strangers.add(feed)
 
     def _show(self, feed: Feed, listed: frozenset[str]) -> None:
         for item_id in feed.listed - listed:

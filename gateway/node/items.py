@@ -13,7 +13,8 @@ import msgspec
 import numpy as np
 
 from gateway.engine.collection import Collection
-from gateway.engine.types import Applied, Change, Document, Vector
+from gateway.engine.types import Applied, Change, Document, Metric, Vector
+from gateway.engine.vectors import comparable
 
 VECTORS_BYTES = 64 << 20
 """What the vectors may take."""
@@ -28,11 +29,13 @@ _YEAR = msgspec.json.Decoder(_Dated)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """`vector` is the one stored, float32[d], `length` its length; `year` the one the item is from, nan where unknown."""
+    """`vector` is the one stored, float32[d], `unit` the bytes of the same one of unit length, or of zero; `year` the one
+    the item is from, nan where unknown.
+    """
 
     document: Document
     vector: Vector
-    length: float
+    unit: bytes
     year: float
 
     @property
@@ -44,7 +47,7 @@ class Item:
         """Return the item as the document, which has the same vector, says."""
         if document.version == self.document.version:
             return self
-        return Item(document, self.vector, self.length, year(document) or math.nan)
+        return Item(document, self.vector, self.unit, year(document) or math.nan)
 
 
 class Items:
@@ -55,7 +58,7 @@ class Items:
 
     def __init__(self, collection: Collection, vectors_bytes: int = VECTORS_BYTES) -> None:
         self.collection = collection
-        self._capacity = max(1, vectors_bytes // (4 * collection.spec.dimension))
+        self._capacity = max(1, vectors_bytes // (2 * 4 * collection.spec.dimension))
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}
         self._by_vector: dict[int, Item] = {}
@@ -119,4 +122,5 @@ def year(document: Document) -> float | None:
 
 def _item(document: Document, blob: bytes) -> Item:
     vector = np.frombuffer(blob, np.float32)
-    return Item(document, vector, float(np.linalg.norm(vector)), year(document) or math.nan)
+    unit = comparable(vector, Metric.COSINE) if vector.any() else vector
+    return Item(document, vector, unit.tobytes(), year(document) or math.nan)

@@ -196,9 +196,7 @@ class Recommending:
         if not found:
             return ()
         ids, items = list(found), list(found.values())
-        lengths = np.array([item.length or 1.0 for item in items], np.float32)
-        matrix: Matrix = np.concatenate([item.vector for item in items]).reshape(len(items), -1)
-        matrix /= lengths[:, np.newaxis]
+        matrix: Matrix = np.frombuffer(b"".join([item.unit for item in items]), np.float32).reshape(len(items), -1)
         years = np.array([item.year for item in items], np.float32)
         scores = ranking.scores(
             profile, Candidates(ids, matrix, years), self._popularity, self._now, memory=self._memory

@@ -105,9 +105,9 @@ def best(scores: Scores, ids: Sequence[str], k: int, slack: float = 0.0) -> list
         return []
     kth = float(np.partition(scores, -k)[-k]) if k < len(scores) else 0.0
     least = kth - slack * float(scores.max())
-    found = np.flatnonzero((scores >= least) & (scores > 0)).tolist()
-    ordered = sorted(found, key=lambda i: (-scores[i], ids[i]))
-    return ordered if slack else ordered[:k]
+    found = np.flatnonzero((scores >= least) & (scores > 0))
+    ordered = sorted((-score, ids[i], i) for score, i in zip(scores[found].tolist(), found.tolist(), strict=True))
+    return [i for _, _, i in (ordered if slack else ordered[:k])]
 
 
 def diversify(candidates: Sequence[str], vectors: Matrix, scores: Scores, lambda_: float, k: int) -> list[str]:
