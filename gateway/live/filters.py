@@ -11,12 +11,16 @@ import numpy.typing as npt
 
 from gateway.engine.filter import All, Compare, Condition, Filter, kind, reached
 from gateway.live.batch import Batch
+from gateway.live.product import Part
 
 Numbers: TypeAlias = npt.NDArray[np.int64]
 
 Path: TypeAlias = tuple[str, ...]
 Term: TypeAlias = tuple[type | None, Any]
 """A scalar and its kind: true and 1 are two terms, 1 and 1.0 are one."""
+
+MANY = 64
+"""So many watches with one filter are compared with what may come into it only."""
 
 _UNKNOWN, _FITS_NOT, _FITS = 0, 1, 2
 
@@ -122,6 +126,11 @@ class Verdicts:
                 self._fits[filters.possible(self._decoded(column.document.metadata)), number] = _UNKNOWN
         self._enters = self._fits.copy()
 
+    def possible(self, count: int) -> npt.NDArray[np.bool_]:
+        """Tell for each filter which of the first `count` columns may come into it, as far as is known without a test."""
+        possible: npt.NDArray[np.bool_] = self._enters[:, :count] != _FITS_NOT
+        return possible
+
     def fit(self, filters: Numbers, columns: Numbers) -> npt.NDArray[np.bool_]:
         """Tell for each pair of a filter's number and a column's whether that filter lets the document pass."""
         return _looked_up(self._fits, filters, columns, self._passes)
@@ -149,6 +158,22 @@ class Verdicts:
         if decoded is None:
             decoded = self._metadata[metadata] = msgspec.json.decode(metadata)
         return decoded
+
+
+def parts(filters: Numbers, first: int, possible: npt.NDArray[np.bool_]) -> list[Part]:
+    """Return which columns the rows from `first` on with these filters are to be compared with.
+
+    Rows with a filter that many have are taken together. The others are compared with all columns, as many small products
+    cost more than a large one, or with none.
+    """
+    counts = np.bincount(filters, minlength=len(possible))
+    some = possible.any(axis=1)
+    many = some & (counts >= MANY)
+    found = [
+        Part(np.flatnonzero(filters == one) + first, np.flatnonzero(possible[one])) for one in np.flatnonzero(many)
+    ]
+    others = np.flatnonzero((some & ~many)[filters]) + first
+    return [*found, Part(others)] if len(others) else found
 
 
 def _looked_up(

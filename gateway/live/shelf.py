@@ -9,7 +9,7 @@ import numpy as np
 
 from gateway.engine import vectors
 from gateway.engine.types import Document, Hit, Metric
-from gateway.live import product, told
+from gateway.live import filters, product, told
 from gateway.live.batch import Batch
 from gateway.live.documents import NOBODY, Documents
 from gateway.live.filters import Verdicts
@@ -150,8 +150,11 @@ class Shelf:
 
     def _arrivals(self, batch: Batch, verdicts: Verdicts, known: Integers, span: slice) -> Arrivals:
         rows = self.rows
-        scored = batch.scored if self.filtered else batch.moved
-        at, columns = product.near(rows, span, batch.vectors[:scored], batch.squared[:scored], self._metric)
+        if self.filtered:
+            parts, scored = filters.parts(rows.filters[span], span.start, verdicts.possible(batch.scored)), batch.scored
+        else:
+            parts, scored = [product.Part(span)], batch.moved
+        at, columns = product.near(rows, parts, batch.vectors[:scored], batch.squared[:scored], self._metric)
         if (fresh := self._fresh(batch, at, columns)) is not None:
             at, columns = at[fresh], columns[fresh]
         if self.filtered and len(at):
@@ -207,8 +210,8 @@ class Shelf:
             lost |= (batch.first_index_version <= as_of) & (as_of < batch.index_version)
         for column in batch.blind:
             if self.filtered:
-                filters = self.rows.filters[span]
-                enters = verdicts.enter(filters, np.full(len(filters), column))
+                wheres = self.rows.filters[span]
+                enters = verdicts.enter(wheres, np.full(len(wheres), column))
             else:
                 enters = np.full(len(lost), batch.columns[column].moved)
             lost |= enters & (as_of < batch.index_versions[column])

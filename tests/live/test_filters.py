@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gateway.engine.filter import Filter
 from gateway.live.batch import Batch
-from gateway.live.filters import Filters, Verdicts
+from gateway.live.filters import MANY, Filters, Verdicts, parts
 from tests.live.support import World, patch, put
 
 scalars = st.sampled_from([0, 1, 1.0, 2, True, False, None, "1", "a"])
@@ -73,3 +73,20 @@ def test_each_filter_judges_each_document_once() -> None:
     assert sorted(one["x"] for one in judged) == [3, 4]
     # It came into the filter with this commit; the other was there before.
     assert verdicts.enter(*pairs).tolist() == [True, False, True]
+
+
+def test_watches_with_a_filter_that_many_have_are_compared_with_what_may_come_into_it() -> None:
+    world, filters = World(), Filters()
+    red, blue, small = (filters.take(Filter({"x": value})) for value in ("red", "blue", "small"))
+    applied = world.commit(*(put(f"d{i}", i, 1, 0, 0, metadata={"x": ("red", "small")[i % 2]}) for i in range(6)))
+    assert applied is not None
+    possible = Verdicts(filters, Batch(applied, world.spec.dimension, world.spec.metric)).possible(6)
+    watches = np.array([red] * MANY + [blue] * MANY + [small] * (MANY - 1) + [red])
+    first, second = parts(watches, 1000, possible)
+    assert isinstance(first.rows, np.ndarray)
+    assert first.rows.tolist() == [*range(1000, 1000 + MANY), 1000 + len(watches) - 1]
+    assert first.columns is not None
+    assert first.columns.tolist() == [0, 2, 4]
+    assert isinstance(second.rows, np.ndarray)
+    assert second.rows.tolist() == [*range(1000 + 2 * MANY, 1000 + 3 * MANY - 1)], "blue is what nothing may be"
+    assert second.columns is None, "they are few"

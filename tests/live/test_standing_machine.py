@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from gateway.engine.filter import Filter
 from gateway.engine.types import Applied, Metric, Operation, Patch, Put, Remove
+from gateway.live import filters
 from gateway.live.standing import Standing
 from gateway.live.types import Affected, Nearest, Watch
 from tests.live.support import Client, World, take_difference, vector
@@ -60,8 +61,11 @@ class StandingMachine(RuleBasedStateMachine):
         documents=st.sampled_from([0, 24, 48, 48]),
         seed=seeds,
         first=st.lists(watches, min_size=4, max_size=8),
+        many=st.sampled_from([1, 2, 64]),
     )
-    def begin(self, metric: Metric, log_bytes: int, documents: int, seed: int, first: list[Watch]) -> None:
+    def begin(self, metric: Metric, log_bytes: int, documents: int, seed: int, first: list[Watch], many: int) -> None:
+        self.patching = pytest.MonkeyPatch()
+        self.patching.setattr(filters, "MANY", many)
         self.world = World(metric)
         rng = random.Random(seed)
         self.world.commit(*(_put(rng, document_id) for document_id in IDS[:documents]))
@@ -246,6 +250,7 @@ class StandingMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "standing"):
+            self.patching.undo()
             self.catch_up(late=False)
             self.refill_all()
             self.tell()
