@@ -32,7 +32,7 @@ run: install  ## a gateway with its data in ./data
 
 test: $(VENV)/dev.installed
 	@.ci/provide redis
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 soak: $(VENV)/dev.installed  ## make soak MINUTES=10 SEED=1: gateways that share a Redis, under load, with faults at random
 	@.ci/provide redis
