@@ -20,7 +20,7 @@ from gateway.errors import (
 )
 from gateway.protocol.checks import show
 from gateway.protocol.framing import frame
-from gateway.protocol.messages import COMMANDS, Command, Ref
+from gateway.protocol.messages import CHOICES, COMMANDS, Command, Ref
 
 _PATH = re.compile(r" - at `(?P<path>[^`]*)`$|`(?P<key>key)` in `(?P<of>[^`]*)`$")
 _MISSING = re.compile(r"Object missing required field `(?P<name>[^`]*)`")
@@ -103,8 +103,10 @@ class Codec:
         path = (found["path"] or found["of"] or "") if found else ""
         field = path.removeprefix("$").removeprefix(".") or "message"
         what = problem[: found.start()].replace("`", "") if found else problem.replace("`", "")
-        message = f"{field}{self._value(data, path)}: {what[:1].lower()}{what[1:]}"
         names = {name for name, _ in _STEP.findall(path)}
+        if "enum value" in what and (known := names & CHOICES.keys()):
+            what = f"known are {', '.join(map(str, CHOICES[known.pop()]))}"
+        message = f"{field}{self._value(data, path)}: {what[:1].lower()}{what[1:]}"
         if "vector" in names:
             return InvalidVector(message, field=field)
         if "filter" in names:

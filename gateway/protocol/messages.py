@@ -7,12 +7,16 @@ the contract's. `collection` left out means the gateway's default collection.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import msgspec
 
 Ref: TypeAlias = str | int | None
 Include: TypeAlias = Literal["content", "vector"]
+Priority: TypeAlias = Literal[0, 1, 2]
+CHOICES: dict[str, tuple[str | int, ...]] = {"include": get_args(Include), "priority": get_args(Priority)}
+"""What the fields may be that have few values."""
+
 RawVector: TypeAlias = bytes | list[float]
 """Little-endian float32 (a bin in MessagePack, base64 in JSON), or an array of numbers."""
 
@@ -46,7 +50,7 @@ class Unsubscribe(CollectionCommand, frozen=True, kw_only=True):
 
 class WriteCommand(CollectionCommand, frozen=True, kw_only=True):
     event_id: str | None = None
-    priority: Literal[0, 1, 2] = 0
+    priority: Priority = 0
 
 
 class DocumentInput(msgspec.Struct, frozen=True, kw_only=True):
