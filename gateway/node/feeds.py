@@ -205,8 +205,8 @@ class Feeds:
     async def _make(self, feed: Feed) -> None:
         try:
             while feed.dirty and feed.may_be_made:
-                if feed.begun:
-                    await self._can_be_told(feed)
+                if feed.begun and not await self._can_be_told(feed):
+                    return
                 async with self._turns:
                     made = await self._make_once(feed)
                 if not made:
@@ -214,11 +214,14 @@ class Feeds:
         finally:
             feed.queued = False
 
-    async def _can_be_told(self, feed: Feed) -> None:
+    async def _can_be_told(self, feed: Feed) -> bool:
+        """Wait until a feed can be told something; return False where its connection is gone, which ends it."""
         if (pause_s := feed.due - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(pause_s)
         while not feed.sink.offer(b""):
-            await feed.sink.drained()
+            if not await feed.sink.drained():
+                return False  # it may not take anything for a while yet: a loop would never let go
+        return True
 
     async def _make_once(self, feed: Feed) -> bool:
         """Return whether it was made, or needn't be any more."""

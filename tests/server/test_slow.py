@@ -21,6 +21,31 @@ from tests.server.test_websocket import drop
 TEXT = "t" * 2000
 
 
+class Closing:
+    """The sink of a connection that is being closed and has not taken what was sent before."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+        """How often it was waited for."""
+
+    def offer(self, data: bytes) -> bool:
+        return False
+
+    def write(self, data: bytes) -> None:
+        raise AssertionError(f"it takes nothing, and is sent {data!r}")
+
+    async def drained(self) -> bool:
+        self.asked += 1
+        assert self.asked < 100, "it has said that nothing will drain"
+        return False
+
+    def abandon(self, *, slow: bool = False) -> None:
+        raise AssertionError("it is closed already")
+
+    def end(self) -> None:
+        pass
+
+
 @asynccontextmanager
 async def sleeping(gateway: Gateway, **how: Any) -> AsyncIterator[JsonSocket]:
     """Subscribe, then stop reading from the socket."""

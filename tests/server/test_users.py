@@ -13,6 +13,7 @@ import pytest
 from gateway.app import Gateway
 from gateway.node.datadir import DataDirectory
 from tests.conftest import JsonMessage, JsonSocket, StartGateway, json_socket
+from tests.server.test_slow import Closing
 
 DIMENSION = 8
 
@@ -324,6 +325,25 @@ async def test_a_watch_of_a_user_ends_with_the_collection(socket: JsonSocket, ga
     await add_items(socket)
     async with aiohttp.ClientSession(gateway.http) as http, http.get("/v1/users/ann?collection=items") as reply:
         assert reply.status == 404, "users are dropped with their collection"
+
+
+async def test_who_closes_a_full_connection_holds_up_nobody(gateway: Gateway, socket: JsonSocket) -> None:
+    """A feed that was to be told then waited in a loop that nothing else ran beside, for good."""
+    await add_items(socket)
+    await did(socket, "ann", "like", "g1-0")
+    async with json_socket(gateway.ws) as watcher:
+        await watch(watcher, "ann", k=3)
+        audience = gateway.node.hosted("items").audience
+        assert audience is not None
+        (feed,) = audience.feeds._all()
+        feed.sink = sink = Closing()
+        assert (await did(socket, "ann", "like", "g1-1"))["type"] == "ack"
+        assert (await socket.reply(action="ping"))["type"] == "pong"
+        while feed.queued:
+            await asyncio.sleep(0)
+        assert sink.asked == 1
+    while len(audience.feeds):
+        await asyncio.sleep(0.01)
 
 
 async def test_a_vector_from_elsewhere_takes_a_profiles_place(socket: JsonSocket, gateway: Gateway) -> None:
