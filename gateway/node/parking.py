@@ -18,7 +18,9 @@ _P = TypeVar("_P", bound=Parked)
 
 
 class Parking(Generic[_P]):
-    """Call on the event loop; `stop` comes last. `again` is called with each watch whose socket has drained, or is gone."""
+    """Call on the event loop; `stop` comes last. `again` is called with each watch whose socket has drained. One whose
+    connection is gone ends with that.
+    """
 
     def __init__(self, again: Callable[[_P], None]) -> None:
         self._again = again
@@ -52,8 +54,9 @@ class Parking(Generic[_P]):
 
     async def _drain(self, sink: Sink) -> None:
         try:
-            await sink.drained()
+            there = await sink.drained()
         finally:
             parked = self._parked.pop(sink)
-        for watch in parked:
-            self._again(watch)
+        if there:
+            for watch in parked:
+                self._again(watch)

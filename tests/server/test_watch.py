@@ -25,6 +25,7 @@ from gateway.app import Gateway
 from gateway.node import watches
 from gateway.node.watching import Watching
 from tests.conftest import JsonMessage, JsonSocket, StartGateway, json_socket
+from tests.server.test_slow import Closing
 
 
 class Watcher:
@@ -481,6 +482,25 @@ async def test_who_does_not_read_is_told_together_and_exactly_what_it_missed(
     assert len(told) <= 5, "of 21 changes; the kernel's buffers may have taken one or another at once"
     search = await client.ask(action="search", collection="m", vector=[1, 0], k=10, exact=True)
     assert client.ids(watch_id) == [item["id"] for item in search["results"]]
+
+
+async def test_who_closes_a_full_connection_is_looked_at_no_more(
+    gateway: Gateway, socket: JsonSocket, client: Watcher
+) -> None:
+    """A watch that was to be told then was looked at all the time until the connection was gone."""
+    await fill(socket)
+    async with watcher(gateway) as leaving:
+        await leaving.watch(vector=[1, 0], k=3)
+        (live,) = watching(gateway)._lives
+        live.sink = sink = Closing()
+        watch_id = await client.watch(vector=[1, 0], k=3)
+        for name in ("one", "other"):
+            await put(socket, name, 0.0)
+            await client.update()
+            assert name in client.ids(watch_id)
+        assert sink.asked == 2, "once for each change"
+    while len(watching(gateway)) > 1:
+        await asyncio.sleep(0.01)
 
 
 async def test_watches_are_counted(gateway: Gateway, socket: JsonSocket, client: Watcher) -> None:
