@@ -70,6 +70,10 @@ class Cluster(Protocol):
         """Return the collections there are, as far as is known here."""
         ...
 
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a collection that isn't hosted here. Raises StorageUnavailable while that isn't known."""
+        ...
+
     def hosts(self, name: str) -> bool:
         """Tell whether this node is to host a collection."""
         ...
@@ -112,6 +116,9 @@ class SingleNode:
 
     def names(self) -> list[str]:
         return []
+
+    def exists(self, name: str) -> bool:  # noqa: ARG002 - it has all
+        return False
 
     def hosts(self, name: str) -> bool:  # noqa: ARG002 - it has all
         return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -84,7 +84,8 @@ class SharedCluster:
         self._local: Local | None = None
         self._random = random
         self._failed: dict[str, float] = {}
-        self._known: frozenset[str] = frozenset()
+        self._known: frozenset[str] | None = None
+        """The collections there are, once the register was read."""
         self._namesakes: set[str] = set()
         self._due = asyncio.Event()
         self._probe = f"hotindex:{{{self._origin}}}:probe"
@@ -224,8 +225,7 @@ class SharedCluster:
 
     def _look_for_namesakes(self) -> None:
         """Say so once where another node has this one's name: people tell nodes apart by it."""
-        others = (one for one in self._neighbours.alive(self._clock()) if one.origin != self._origin)
-        alike = {one.http for one in others if one.name == self._options.name}
+        alike = {one.http for one in self._others() if one.name == self._options.name}
         for http in alike - self._namesakes:
             log.warning("same_name", node=self._options.name, http=http)
         self._namesakes = alike
@@ -244,7 +244,7 @@ class SharedCluster:
 
     async def _reconcile(self, register: dict[str, Life]) -> None:
         assert self._local is not None, "start comes first"
-        self._known = frozenset(register)
+        self._known = frozenset(register) | await self._forgotten(register)
         held = self._local.holdings()
         for name, holding in held.items():
             if name in self._copying or (name in register and register[name].epoch == holding.epoch):
@@ -269,6 +269,16 @@ class SharedCluster:
                     self._copy(name, self._local.join(life, state, self._needed(name, state)))
                 else:
                     self._joins_waiting = True
+
+    async def _forgotten(self, register: Mapping[str, Life]) -> set[str]:
+        """Return the collections that others hold and Redis knows nothing of: they are about to enter them again."""
+        held = [
+            (name, holding.epoch)
+            for one in self._others()
+            for name, holding in one.holdings.items()
+            if name not in register
+        ]
+        return {name for name, epoch in held if not await self.dropped(epoch)}
 
     async def _enter(self, name: str) -> None:
         """Register a collection that was here before the cluster knew of it."""
@@ -358,7 +368,16 @@ class SharedCluster:
     # For collections hosted elsewhere: whom to ask.
 
     def names(self) -> list[str]:
-        return list(self._known)
+        return list(self._known or ())
+
+    def exists(self, name: str) -> bool:
+        if self._known is None:
+            reason = self.fault or "this node has just started"
+            raise StorageUnavailable(f"it isn't known yet whether there is a collection {name!r}: {reason}")
+        return name in self._known
+
+    def _others(self) -> Iterator[Heartbeat]:
+        return (one for one in self._neighbours.alive(self._clock()) if one.origin != self._origin)
 
     def calls(self, name: str) -> Calls | None:
         return Calls(name, self._client, self) if self.candidates(name) else None
@@ -377,8 +396,8 @@ class SharedCluster:
                 self._random(),
                 heartbeat.http,
             )
-            for heartbeat in self._neighbours.alive(now)
-            if heartbeat.origin != self._origin and heartbeat.serves(collection)
+            for heartbeat in self._others()
+            if heartbeat.serves(collection)
         ]
         return [http for *_, http in sorted(ranked)]
 

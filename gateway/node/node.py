@@ -146,8 +146,8 @@ class Node:
         return self._hosted[name]
 
     async def served(self, name: str | None) -> Served:
-        """Return a collection (None: the default one), hosted here or elsewhere. Raises InvalidArgument and NotFound, and
-        Overloaded where it is elsewhere and can't be reached.
+        """Return a collection (None: the default one), hosted here or elsewhere. Raises InvalidArgument and NotFound,
+        Overloaded where it is elsewhere and can't be reached, and StorageUnavailable while it isn't known whether it is.
         """
         return await self._serve(self.resolve(name))
 
@@ -157,7 +157,7 @@ class Node:
         remote = self._remotes.get(name)
         if remote is not None and not remote.ended:
             return remote
-        if name not in self.cluster.names():
+        if not self.cluster.exists(name):
             raise NotFound(f"no collection {name!r}", field="collection")
         return await self._reach_out(name)
 

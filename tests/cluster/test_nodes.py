@@ -16,8 +16,9 @@ import pytest
 
 from bench.provider import faults, ok, running
 from gateway.engine.types import Span
-from gateway.errors import Overloaded, StartupError
+from gateway.errors import NotFound, Overloaded, StartupError
 from gateway.node import answering, exchange, peers
+from gateway.node.cluster import SharedCluster
 from gateway.node.exchange import ChangesCall
 from tests.cluster.nodes import Fleet, ask, edged, level, until
 from tests.conftest import StartGateway, json_socket
@@ -205,6 +206,45 @@ async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: 
         assert [event["document_id"] for event in changes["changes"]] == ["x"]
         assert not edge.node.holdings()
         await level(*hosts)
+
+
+async def test_an_edge_that_finds_no_redis_says_of_no_collection_that_it_is_none(
+    start_gateway: StartGateway, tmp_path: Path
+) -> None:
+    """Clients that came back to an edge were told `not_found`, which ended what they watched and subscribed to for good."""
+    with RedisServer() as redis:
+        fleet = Fleet(start_gateway, redis, tmp_path)
+        async with fleet.node("host") as (_, at_host):
+            await at_host.reply(action="upsert", collection="m", id="x", vector=[1, 2])
+            redis.kill()
+            async with fleet.node("edge", collections="nothing") as (_, socket):
+                for command in (
+                    {"action": "watch", "vector": [1, 2]},
+                    {"action": "subscribe"},
+                    {"action": "search", "vector": [1, 2]},
+                    {"action": "get", "id": "x"},
+                    {"action": "upsert", "id": "y", "vector": [1, 2]},
+                ):
+                    refused = await socket.reply(collection="m", **command)
+                    assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True), command
+
+
+async def test_an_edge_knows_of_collections_that_redis_has_forgotten(fleet: Fleet) -> None:
+    async with edged(fleet, 1) as (hosts, edge, socket):
+        await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+        cluster = edge.node.cluster
+        assert isinstance(cluster, SharedCluster)
+        while not any("m" in one.holdings for one in cluster._others()):
+            await asyncio.sleep(0.01)
+        assert await cluster._forgotten({}) == {"m"}
+        async with edge.node._lifecycle:
+            await edge.node._let_go("m")
+        await cluster._reconcile({})
+        assert (await edge.node.served("m")).name == "m"
+        with pytest.raises(NotFound):
+            await edge.node.served("n")
+        await ask(hosts[0], "/v1/collections/m", "DELETE")
+        assert not await cluster._forgotten({}), "it was dropped"
 
 
 async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(fleet: Fleet) -> None:
