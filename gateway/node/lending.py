@@ -103,10 +103,10 @@ class Lending:
             opened.begin()
 
     def _leave(self, watch_id: str) -> None:
-        if watch_id in self._opening:
-            self._opening[watch_id].cancel()
-        elif watch_id in self._opened:
+        if watch_id in self._opened:
             self._opened.pop(watch_id).leave()
+        elif watch_id in self._opening:
+            self._opening[watch_id].cancel()
 
     def _tell(self, message: Message) -> None:
         self._sink.write(FOR_EDGE.written(message))

@@ -16,11 +16,13 @@ import websockets
 
 from gateway.app import Gateway
 from gateway.errors import HotindexError, InvalidArgument, NotFound, Overloaded
-from gateway.node import lending, relaying
-from gateway.node.exchange import Greeting
+from gateway.node import exchange, lending, relaying
+from gateway.node.exchange import Greeting, UnwatchCall, WatchCall
+from gateway.node.lending import Lending
 from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
 from gateway.node.watches import Opened
+from gateway.protocol.messages import Watch
 from tests.cluster.nodes import Fleet, ask, edged, level, until
 from tests.conftest import JsonMessage, JsonSocket, json_socket
 from tests.server.test_users import add_items, axis, did, recommended
@@ -407,6 +409,50 @@ async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: py
             assert refused.value.failure.code == "not_found"
         finally:
             await client.close()
+
+
+def watch_call(watch_id: str) -> bytes:
+    """Return what an edge says that wants to be lent a watch."""
+    vector = np.array([1, 0], np.float32).tobytes()
+    return exchange.encode(WatchCall(watch_id, Watch(collection="m", vector=vector)))
+
+
+class Leaver:
+    """A sink that gives a watch back the moment its first answer is written."""
+
+    def __init__(self) -> None:
+        self.lending: Lending | None = None
+        self.leaving: asyncio.Task[None] | None = None
+
+    def offer(self, data: bytes) -> bool:
+        self.write(data)
+        return True
+
+    def write(self, data: bytes) -> None:
+        if data and self.lending is not None:
+            self.leaving = asyncio.create_task(self.lending.take(exchange.encode(UnwatchCall("1"))))
+
+    async def drained(self) -> bool:
+        return True
+
+    def abandon(self, *, slow: bool = False) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+async def test_a_watch_given_back_as_its_first_answer_is_told_ends(fleet: Fleet) -> None:
+    """It was lent for as long as the edge was connected."""
+    async with watched(fleet) as scene:
+        sink = Leaver()
+        lending_ = scene.hosts[0].node.lend("m", sink)
+        await lending_.take(exchange.encode(Greeting(scene.hosts[0].node.hosted("m").epoch, 0)))
+        sink.lending = lending_
+        await lending_.take(watch_call("1"))
+        await eventually(lambda: sink.leaving is not None and sink.leaving.done())
+        assert scene.lent == 0
+        await lending_.end()
 
 
 @pytest.mark.parametrize(
