@@ -34,6 +34,8 @@ class Lending:
         """`place` finds the collection, which may be another object after a while. It raises what is to be answered."""
         self._place = place
         self._sink = sink
+        self._epoch = ""
+        """Of the collection that the edge serves."""
         self._turn = asyncio.Semaphore(_OPENED_AT_ONCE)
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._opened: dict[str, Opened] = {}
@@ -62,19 +64,23 @@ class Lending:
             opened.leave()
 
     async def _greet(self, greeting: Greeting) -> None:
+        self._epoch = greeting.epoch
         try:
-            hosted = self._place()
-            if hosted.epoch != greeting.epoch:
-                raise Overloaded(
-                    f"collection {hosted.name!r} is of epoch {hosted.epoch} here, not {greeting.epoch}",
-                    retry_after_s=1.0,
-                )
             # What it tells then is never older than what clients were told before by another host.
-            await hosted.reach(greeting.index_version, _REACH_S)
+            await self._hosted().reach(greeting.index_version, _REACH_S)
         except HotindexError as error:
             self._tell(Refused(failure=exchange.failure(error)))
         else:
             self._tell(Ready())
+
+    def _hosted(self) -> Hosted:
+        """Return the collection that the edge means: it may have been dropped, and made again, since the greeting."""
+        hosted = self._place()
+        if hosted.epoch != self._epoch:
+            raise Overloaded(
+                f"collection {hosted.name!r} is of epoch {hosted.epoch} here, not {self._epoch}", retry_after_s=1.0
+            )
+        return hosted
 
     async def _begin(self, call: WatchCall) -> None:
         if call.watch_id in self._opening or call.watch_id in self._opened:
@@ -92,7 +98,7 @@ class Lending:
         watch_id = call.watch_id
         try:
             await self._sink.drained()
-            opened = await self._place().watch(call.command, watch_id, FOR_EDGE, self._sink, call.last)
+            opened = await self._hosted().watch(call.command, watch_id, FOR_EDGE, self._sink, call.last)
         except HotindexError as error:
             self._tell(Refused(watch_id=watch_id, failure=exchange.failure(error)))
         except Exception as error:  # one watch's fault must not be everyone's

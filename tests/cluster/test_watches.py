@@ -17,7 +17,7 @@ import websockets
 from gateway.app import Gateway
 from gateway.errors import HotindexError, InvalidArgument, NotFound, Overloaded
 from gateway.node import exchange, lending, relaying
-from gateway.node.exchange import Greeting, UnwatchCall, WatchCall
+from gateway.node.exchange import Greeting, Refused, UnwatchCall, WatchCall
 from gateway.node.lending import Lending
 from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
@@ -415,6 +415,24 @@ def watch_call(watch_id: str) -> bytes:
     """Return what an edge says that wants to be lent a watch."""
     vector = np.array([1, 0], np.float32).tobytes()
     return exchange.encode(WatchCall(watch_id, Watch(collection="m", vector=vector)))
+
+
+async def test_a_host_lends_nothing_of_a_collection_that_has_taken_the_place(fleet: Fleet) -> None:  # noqa: F811
+    """Its first answer would have been told as a difference from what was told of the other."""
+    async with watched(fleet) as scene:
+        host, epoch = scene.hosts[0], scene.hosts[0].node.hosted("m").epoch
+        client = PeerClient(5.0)
+        try:
+            channel = await client.watches(host.http, "m", Greeting(epoch, 0))
+            await ask(host, "/v1/collections/m", "DELETE")
+            await ask(host, "/v1/collections/m", "PUT", {"dimension": 2})
+            await channel.send(watch_call("1"))
+            refused = exchange.decode_lent(await anext(channel.frames))
+            assert isinstance(refused, Refused)
+            assert (refused.watch_id, refused.failure.code) == ("1", "overloaded")
+            await channel.close()
+        finally:
+            await client.close()
 
 
 class Leaver:
