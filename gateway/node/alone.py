@@ -35,6 +35,14 @@ class Local(Protocol):
         """Remove a collection that was dropped elsewhere."""
         ...
 
+    def followed(self) -> dict[str, str]:
+        """Return the collections that other nodes host and clients ask for here, with their epochs."""
+        ...
+
+    def unfollow(self, name: str, epoch: str) -> None:
+        """Tell all who subscribe and watch that a collection that others host was dropped."""
+        ...
+
 
 class Cluster(Protocol):
     """Where collections come from, and how their commits are ordered. Called on the event loop."""

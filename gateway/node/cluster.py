@@ -259,6 +259,7 @@ class SharedCluster:
                     f"collection {name!r} is another one here (epoch {holding.epoch}) than in the cluster"
                     f" ({register[name].epoch}): move its folder away, or drop the other"
                 )
+        await self._unfollow(register)
         self._joins_waiting = False
         for name, life in register.items():
             if name not in held and name not in self._copying and self.hosts(name):
@@ -269,6 +270,13 @@ class SharedCluster:
                     self._copy(name, self._local.join(life, state, self._needed(name, state)))
                 else:
                     self._joins_waiting = True
+
+    async def _unfollow(self, register: Mapping[str, Life]) -> None:
+        """Have clients told of collections that were dropped, also where no host is there that would tell of it."""
+        assert self._local is not None, "start comes first"
+        for name, epoch in self._local.followed().items():
+            if (name not in register or register[name].epoch != epoch) and await self.dropped(epoch):
+                self._local.unfollow(name, epoch)
 
     async def _forgotten(self, register: Mapping[str, Life]) -> set[str]:
         """Return the collections that others hold and Redis knows nothing of: they are about to enter them again."""

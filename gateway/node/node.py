@@ -347,6 +347,13 @@ class Node:
             if name in self._hosted:
                 await self._remove(self._hosted[name])
 
+    def followed(self) -> dict[str, str]:
+        return {name: lives.life(remote.epoch) for name, remote in self._remotes.items() if not remote.ended}
+
+    def unfollow(self, name: str, epoch: str) -> None:
+        if self.followed().get(name) == epoch:
+            self._remotes[name].dropped()
+
     def _open(self, name: str) -> Collection:
         path = self._directory.collection(name)
         window_s, cache_bytes = self._options.idempotency_window_s, self._options.embedding_cache_bytes

@@ -17,7 +17,8 @@ from gateway.node.exchange import Greeting
 from gateway.node.peers import PeerChannel
 from gateway.node.relaying import Relaying
 from tests.cluster.fleet import Fleet, Member, eventually, fleet
-from tests.conftest import JsonMessage, StartGateway
+from tests.cluster.test_nodes import ask, until
+from tests.conftest import JsonMessage, StartGateway, json_socket
 from tests.redis_servers import RedisServer
 from tests.server.test_watch import Watcher, at, watcher
 
@@ -191,6 +192,27 @@ async def test_while_no_host_is_there_watches_stay_and_new_ones_are_refused(
             update = await client.update()
         assert update["index_version"] <= last
         await at_edge.exact(watch_id, last, vector=[1, 0], k=3)
+
+
+async def test_who_watches_is_told_that_the_collection_was_dropped_while_no_host_was_there(
+    tmp_path: Path, redis: RedisServer, start_gateway: StartGateway
+) -> None:
+    async with (
+        scene(tmp_path, redis, start_gateway, count=1) as at_edge,
+        start_gateway(node="other", redis_url=redis.url, data_dir=tmp_path / "other", collections="nothing") as other,
+        json_socket(other.ws) as socket,
+        json_socket(at_edge.edge.ws) as subscriber,
+    ):
+        client = at_edge.client
+        watch_id = await client.watch(vector=[1, 0], k=3)
+        assert (await subscriber.ask(action="subscribe", collection="m"))["type"] == "subscribed"
+        await until(socket, "results", action="search", collection="m", vector=[1, 0])
+        at_edge.nodes.members[0].kill()
+        await ask(other, "/v1/collections/m", "DELETE")
+        assert await client.receive() == {"type": "unwatched", "watch_id": watch_id, "collection": "m"}
+        assert await subscriber.receive() == {"type": "unsubscribed", "collection": "m"}
+        for command in ("watch", "search"):
+            assert (await client.ask(action=command, collection="m", vector=[1, 0]))["code"] == "not_found"
 
 
 async def test_what_a_user_did_meanwhile_is_told_at_once(
