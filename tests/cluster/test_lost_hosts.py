@@ -17,7 +17,7 @@ from gateway.node.exchange import Greeting
 from gateway.node.peers import PeerChannel
 from gateway.node.relaying import Relaying
 from tests.cluster.fleet import Fleet, Member, eventually, fleet
-from tests.cluster.test_nodes import ask, until
+from tests.cluster.nodes import ask, until
 from tests.conftest import JsonMessage, StartGateway, json_socket
 from tests.redis_servers import RedisServer
 from tests.server.test_watch import Watcher, at, watcher

@@ -417,7 +417,7 @@ def watch_call(watch_id: str) -> bytes:
     return exchange.encode(WatchCall(watch_id, Watch(collection="m", vector=vector)))
 
 
-async def test_a_host_lends_nothing_of_a_collection_that_has_taken_the_place(fleet: Fleet) -> None:  # noqa: F811
+async def test_a_host_lends_nothing_of_a_collection_that_has_taken_the_place(fleet: Fleet) -> None:
     """Its first answer would have been told as a difference from what was told of the other."""
     async with watched(fleet) as scene:
         host, epoch = scene.hosts[0], scene.hosts[0].node.hosted("m").epoch
