@@ -13,7 +13,7 @@ from gateway.bus.agreement import State
 from gateway.embed.catalog import Models
 from gateway.engine import lives
 from gateway.engine.checksums import Checksum, checksum
-from gateway.engine.collection import PAGE_BYTES, Collection
+from gateway.engine.collection import PAGE_BYTES
 from gateway.engine.filter import Filter
 from gateway.engine.replay import Copy
 from gateway.engine.text import build_text
@@ -23,27 +23,22 @@ from gateway.errors import (
     InvalidArgument,
     NotFound,
     Overloaded,
-    StartupError,
-    StorageUnavailable,
 )
 from gateway.ingest import intake
 from gateway.metrics import CollectionState, Metrics, ModelState, RelayState
-from gateway.node import answering, companions, exchange, interactions, joining, queries
+from gateway.node import answering, companions, exchange, interactions, queries
 from gateway.node.alone import Cluster, SingleNode
-from gateway.node.audience import Audience, learnable
 from gateway.node.datadir import DataDirectory
 from gateway.node.exchange import Info
 from gateway.node.forms import ForClient
-from gateway.node.hosted import Hosted, Threads
-from gateway.node.joining import Again
+from gateway.node.hosted import Hosted
+from gateway.node.hosting import Hosting
 from gateway.node.lending import Lending
 from gateway.node.rates import WriteRates
 from gateway.node.registry import Holding, Life
 from gateway.node.relaying import Relaying
 from gateway.node.remote import Remote
-from gateway.node.rewriting import Rewriting
 from gateway.node.served import Served
-from gateway.node.users import Users
 from gateway.node.values import Membership, Options, Ticket
 from gateway.node.watches import Opened
 from gateway.protocol import checks, messages
@@ -67,19 +62,14 @@ class Node:
         checksum: Checksum = checksum,
         cluster: Cluster | None = None,
     ) -> None:
-        self._checksum = checksum
-        self._directory = directory
         self._models = models
         self._options = options
         self._metrics = metrics
         self.now = now
         self.cluster = cluster or SingleNode()
-        self._hosted: dict[str, Hosted] = {}
+        self._hosting = Hosting(directory, models, options, metrics, now, checksum, self.cluster)
         self._remotes: dict[str, Remote] = {}
-        self._rewriting = Rewriting()
         self._rates = WriteRates(options.writes_per_s, now)
-        self._threads = Threads.start(options.cores)
-        self._lifecycle = asyncio.Lock()
         metrics.watch(self.states, self.relays, self.models)
 
     @property
@@ -88,38 +78,23 @@ class Node:
 
     async def start(self) -> None:
         """Open every collection of the data directory. Raises StartupError if one can't be."""
-        self._directory.sweep()
-        loop = asyncio.get_running_loop()
-        for name in self._directory.names():
-            if not self.cluster.hosts(name):
-                log.warning(
-                    "not_hosted", collection=name, reason="setting collections leaves it to others; its data stay"
-                )
-                continue
-            try:
-                collection = await loop.run_in_executor(self._threads.upkeep, self._open, name)
-            except (StorageUnavailable, OSError) as error:
-                raise StartupError(f"collection {name!r} can't be opened: {error}") from error
-            await self._host(collection)
+        await self._hosting.start()
 
     async def stop(self) -> None:
         """Finish all writes, write snapshots, close the files."""
-        async with self._lifecycle:
-            await asyncio.gather(*(self._rewriting.stop(name) for name in self._hosted))
+        async with self._hosting.changing:
             await asyncio.gather(*(remote.close() for remote in self._remotes.values()))
-            await asyncio.gather(*(hosted.stop() for hosted in self._hosted.values()))
             self._remotes.clear()
-            self._hosted.clear()
-        self._threads.shut_down()
+            await self._hosting.stop()
         await self._models.close()
 
     async def faults(self) -> list[str]:
         """Return why this node can't do all of its job, one sentence each."""
-        found = await asyncio.gather(*(hosted.probe() for hosted in list(self._hosted.values())))
+        found = await asyncio.gather(*(hosted.probe() for hosted in self._hosting))
         return [fault for fault in [self.cluster.fault, *found] if fault]
 
     def states(self) -> Iterator[CollectionState]:
-        return (hosted.state() for hosted in self._hosted.values())
+        return (hosted.state() for hosted in self._hosting)
 
     def relaying(self) -> Iterator[Relaying]:
         """Return what is watched here in collections that others host."""
@@ -130,20 +105,18 @@ class Node:
 
     def models(self) -> list[ModelState]:
         """Return what was asked of each model, and what was spared."""
-        return self._models.states((hosted.spec.model, hosted.spared) for hosted in self._hosted.values())
+        return self._models.states((hosted.spec.model, hosted.spared) for hosted in self._hosting)
 
     def hosted(self, name: str | None) -> Hosted:
         """Return a collection (None: the default one). Raises InvalidArgument and NotFound."""
         return self._here(self.resolve(name))
 
     def _here(self, name: str) -> Hosted:
-        if name not in self._hosted:
-            if name in self._remotes or name in self.cluster.names():
-                raise InvalidArgument(
-                    f"collection {name!r} is hosted by other nodes; ask one of them", field="collection"
-                )
-            raise NotFound(f"no collection {name!r}", field="collection")
-        return self._hosted[name]
+        if (hosted := self._hosting.get(name)) is not None:
+            return hosted
+        if name in self._remotes or name in self.cluster.names():
+            raise InvalidArgument(f"collection {name!r} is hosted by other nodes; ask one of them", field="collection")
+        raise NotFound(f"no collection {name!r}", field="collection")
 
     async def served(self, name: str | None) -> Served:
         """Return a collection (None: the default one), hosted here or elsewhere. Raises InvalidArgument and NotFound,
@@ -152,8 +125,8 @@ class Node:
         return await self._serve(self.resolve(name))
 
     async def _serve(self, name: str) -> Served:
-        if name in self._hosted:
-            return self._hosted[name]
+        if (hosted := self._hosting.get(name)) is not None:
+            return hosted
         remote = self._remotes.get(name)
         if remote is not None and not remote.ended:
             return remote
@@ -163,12 +136,12 @@ class Node:
 
     async def _reach_out(self, name: str) -> Served:
         """Serve a collection that others host."""
-        async with self._lifecycle:
+        async with self._hosting.changing:
             remote = self._remotes.get(name)
-            if name not in self._hosted and (remote is None or remote.ended):
+            if name not in self._hosting and (remote is None or remote.ended):
                 await self._let_go(name)
                 await self._open_remote(name)
-        return self._hosted.get(name) or self._remotes[name]
+        return self._hosting.get(name) or self._remotes[name]
 
     async def _open_remote(self, name: str) -> None:
         calls = self.cluster.calls(name)
@@ -188,7 +161,7 @@ class Node:
     async def infos(self) -> list[Info]:
         """Return all collections, hosted here or elsewhere."""
         infos: list[Info] = []
-        names = {*self._hosted, *self._remotes, *self.cluster.names()}
+        names = {*(hosted.name for hosted in self._hosting), *self._remotes, *self.cluster.names()}
         for name in sorted(name for name in names if not companions.is_companion(name)):
             try:
                 infos.append(await (await self.served(name)).info())
@@ -232,18 +205,18 @@ class Node:
                 raise Overloaded(f"no node that hosts collection {spec.name!r} can be reached", retry_after_s=1.0)
             await calls.call("make", exchange.encode(queries.settings_of(spec)), bytes)
             return await self._reach_out(spec.name)
-        async with self._lifecycle:
-            return self._hosted.get(spec.name) or await self._create(spec)
+        async with self._hosting.changing:
+            return self._hosting.get(spec.name) or await self._hosting.create(spec)
 
     async def drop(self, name: str) -> None:
         """Remove a collection with everything in it. Its subscribers are told `unsubscribed`, its watches `unwatched`."""
         served, users = await self.served(name), companions.users_of(name)
         with suppress(NotFound):
             await self._serve(users)
-        async with self._lifecycle:
+        async with self._hosting.changing:
             # The users first, so that no other collection of this name can come into them; and both at once, so that nobody
             # is learned in between who would make them anew.
-            companion = self._hosted.get(users) or self._remotes.get(users)
+            companion = self._hosting.get(users) or self._remotes.get(users)
             if companion is not None:
                 await self._drop(companion)
             await self._drop(served)
@@ -251,101 +224,33 @@ class Node:
     async def _drop(self, served: Served) -> None:
         name = served.name
         await self.cluster.drop(name, lives.life(served.epoch))
-        if name in self._hosted:
-            await self._remove(self._hosted[name])
+        if (hosted := self._hosting.get(name)) is not None:
+            await self._hosting.remove(hosted)
         elif name in self._remotes:
             self._remotes[name].dropped()
             await self._let_go(name)
 
-    async def _remove(self, hosted: Hosted) -> None:
-        name = hosted.name
-        del self._hosted[name]
-        hosted.room.close()
-        hosted.close_watches()
-        await self._rewriting.stop(name)
-        await hosted.stop(abandon=True)
-        self._models.retire(hosted.spec.model, hosted.spared)
-        self._metrics.forget(name)
-        await hosted.read(partial(self._directory.drop, name, hosted.collection.epoch))
-        log.info("collection_dropped", collection=name)
-
-    async def _create(self, spec: Spec, owner: Life | None = None) -> Hosted:
-        loop = asyncio.get_running_loop()
-        life = await self.cluster.register(spec, owner)
-        path, window_s = self._directory.collection(spec.name), self._options.idempotency_window_s
-        cache_bytes = self._options.embedding_cache_bytes
-        make = partial(Collection.create, path, life.spec, self.now, window_s, life.epoch, cache_bytes)
-        collection = await loop.run_in_executor(self._threads.upkeep, make)
-        log.info("collection_created", collection=spec.name, dimension=spec.dimension, model=spec.model)
-        return await self._host(collection)
-
     # What the cluster asks of this node.
 
     def holdings(self) -> dict[str, Holding]:
-        return {
-            name: Holding(
-                hosted.collection.epoch,
-                hosted.collection.writer.term,
-                hosted.collection.index_version,
-                hosted.collection.document_count,
-            )
-            for name, hosted in self._hosted.items()
-        }
+        return self._hosting.holdings()
 
     async def join(self, life: Life, state: State, copies: AsyncIterator[Copy] | None) -> None:
         name = life.spec.name
-        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self.now)
-        async with self._lifecycle:
-            if name not in self._hosted:
-                await self._put_in_place(name)
+        await self._hosting.copy(life, state, copies)
+        async with self._hosting.changing:
+            if name not in self._hosting:
+                hosted = await self._hosting.put_in_place(name)
                 await self._let_go(name)
-                log.info("joined", collection=name, index_version=self._hosted[name].collection.index_version)
+                log.info("joined", collection=name, index_version=hosted.collection.index_version)
 
     async def replace(self, name: str, state: State, agreed: int, copies: AsyncIterator[Copy] | None) -> None:
-        old = self._here(name)
-        if old.collection.epoch != state.epoch:
-            return  # dropped and made again meanwhile
-        position = old.collection.index_version
-        life = Life(state.epoch, old.collection.spec)
-        # Positions of subscribers up to here may name other changes now: they start over.
-        await joining.copy(self._directory, life, state, copies, self._threads.upkeep, self.now, position + 1)
-        # Once begun, it is finished: in between there is no collection.
-        await asyncio.shield(asyncio.create_task(self._exchange(old, agreed)))
-
-    async def _exchange(self, old: Hosted, agreed: int) -> None:
-        """Put a finished copy in the place of a collection."""
-        name = old.name
-        async with self._lifecycle:
-            if self._hosted.get(name) is not old:
-                return
-            again = await old.read(partial(self._note_again, old, agreed))
-            del self._hosted[name]
-            old.room.abandon()
-            await self._rewriting.stop(name)
-            await old.stop()
-            self._models.retire(old.spec.model, old.spared)
-            await self._put_in_place(name)
-        log.warning("copied_anew", collection=name, agreed=agreed, changed_here=again)
-
-    def _note_again(self, old: Hosted, agreed: int) -> int:
-        """Note in a copy's folder what this node alone has; return how many documents that are. Blocks."""
-        name = old.name
-        again = [
-            *joining.noted_again(self._directory.collection(name)),
-            Again(agreed, list(joining.changes_after(old.collection, agreed))),
-        ]
-        joining.note_again(self._directory.copying(name), again)
-        return len(again[-1].changes)
-
-    async def _put_in_place(self, name: str) -> Hosted:
-        loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._threads.upkeep, self._directory.put_in_place, name)
-        return await self._host(await loop.run_in_executor(self._threads.upkeep, self._open, name))
+        await self._hosting.replace(name, state, agreed, copies)
 
     async def leave(self, name: str) -> None:
-        async with self._lifecycle:
-            if name in self._hosted:
-                await self._remove(self._hosted[name])
+        async with self._hosting.changing:
+            if (hosted := self._hosting.get(name)) is not None:
+                await self._hosting.remove(hosted)
 
     def followed(self) -> dict[str, str]:
         return {name: lives.life(remote.epoch) for name, remote in self._remotes.items() if not remote.ended}
@@ -353,60 +258,6 @@ class Node:
     def unfollow(self, name: str, epoch: str) -> None:
         if self.followed().get(name) == epoch:
             self._remotes[name].dropped()
-
-    def _open(self, name: str) -> Collection:
-        path = self._directory.collection(name)
-        window_s, cache_bytes = self._options.idempotency_window_s, self._options.embedding_cache_bytes
-        return Collection(path, self.now, window_s, self._checksum, cache_bytes)
-
-    async def _host(self, collection: Collection) -> Hosted:
-        hosted = Hosted(
-            collection,
-            self._models.of(collection.spec),
-            self._threads,
-            self._metrics,
-            self._options.bounds,
-            self._options.hot,
-            self._options.timing,
-            self._options.room,
-            self.cluster.make_bus,
-            self._options.read_wait_s,
-        )
-        self._introduce(hosted)
-        await hosted.start()
-        self._hosted[hosted.name] = hosted
-        self._rewriting.start(hosted, self._directory.collection(hosted.name))
-        return hosted
-
-    def _introduce(self, hosted: Hosted) -> None:
-        """Let a collection and that of its users know each other."""
-        name = hosted.name
-        if companions.is_companion(name):
-            owner = self._hosted.get(companions.owner(name))
-            if owner is not None and owner.audience is not None:
-                owner.audience.attach(hosted)
-        elif learnable(hosted.spec):
-            users = Users(hosted, partial(self._users_of, hosted), self._options.memory, self.now)
-            hosted.audience = Audience(hosted, users, self._options.vocabulary, self.now)
-            companion = self._hosted.get(companions.users_of(name))
-            if companion is not None:
-                hosted.audience.attach(companion)
-
-    async def _users_of(self, hosted: Hosted, make: bool) -> Hosted | None:
-        """Return the companion of a collection, made if need be and asked for. Raises Overloaded."""
-        name = companions.users_of(hosted.name)
-        if name in self._hosted:
-            return self._hosted[name]
-        if name in self.cluster.names():
-            raise Overloaded(f"the users of {hosted.name!r} are about to be copied here", retry_after_s=1.0)
-        if not make:
-            return None
-        async with self._lifecycle:
-            if self._hosted.get(hosted.name) is not hosted:
-                raise NotFound(f"no collection {hosted.name!r}", field="collection")
-            return self._hosted.get(name) or await self._create(
-                companions.spec(hosted.spec), Life(hosted.collection.epoch, hosted.spec)
-            )
 
     async def learn(self, command: messages.Learn) -> tuple[str, Done]:
         """Learn what a user did; return the collection's name, and what became of it once it is on disk."""
@@ -430,7 +281,7 @@ class Node:
 
     async def submit_write(self, name: str | None, write: Write, *, wait: bool = True) -> Ticket:
         name = self.resolve(name)
-        served = self._hosted.get(name) or await self._to_write_to(name, write)
+        served = self._hosting.get(name) or await self._to_write_to(name, write)
         intake.check(write, served.spec)
         self._rates.take(served, len(write.operations))
         return Ticket(name, await served.submit(write, wait))
@@ -497,7 +348,7 @@ class Node:
         return await answering.answer(self._hosted_for_another(name), call, body)
 
     def _hosted_for_another(self, name: str) -> Hosted:
-        if name not in self._hosted and name in self.cluster.names() and self.cluster.hosts(name):
+        if name not in self._hosting and name in self.cluster.names() and self.cluster.hosts(name):
             raise Overloaded(f"collection {name!r} is about to be copied here", retry_after_s=1.0)
         return self._here(name)
 
@@ -556,6 +407,6 @@ class Node:
         return await served.watch(command, watch_id, ForClient(codec), sink)
 
     def unsubscribe(self, name: str, subscriber: Subscriber) -> None:
-        served = self._hosted.get(name) or self._remotes.get(name)
+        served = self._hosting.get(name) or self._remotes.get(name)
         if served is not None:
             served.room.leave(subscriber)

@@ -237,7 +237,7 @@ async def test_an_edge_knows_of_collections_that_redis_has_forgotten(fleet: Flee
         while not any("m" in one.holdings for one in cluster._others()):
             await asyncio.sleep(0.01)
         assert await cluster._forgotten({}) == {"m"}
-        async with edge.node._lifecycle:
+        async with edge.node._hosting.changing:
             await edge.node._let_go("m")
         await cluster._reconcile({})
         assert (await edge.node.served("m")).name == "m"

@@ -359,7 +359,7 @@ async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(flee
 async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         await scene.client.watch(vector=[1, 0], k=3)
-        async with scene.edge.node._lifecycle:
+        async with scene.edge.node._hosting.changing:
             await scene.edge.node._let_go("m")
         with pytest.raises(websockets.ConnectionClosed):
             await scene.client.update()
