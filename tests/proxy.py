@@ -10,7 +10,8 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-HOST = "127.0.0.1"
+from tests.ports import HOST, free_port
+
 _CHUNKS = 1024
 
 
@@ -28,7 +29,7 @@ class Proxy:
 
     def __init__(self, target_port: int, target_host: str = HOST) -> None:
         self.target = target_host, target_port
-        self.port = 0
+        self.port = free_port()
         self._to_server, self._to_client = _Way(), _Way()
         self._listener: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -56,7 +57,6 @@ class Proxy:
             way.silent, way.delay_s = False, 0.0
         if self._listener is None:
             self._listener = await asyncio.start_server(self._accept, HOST, self.port)
-            self.port = self._listener.sockets[0].getsockname()[1]
 
     def cut(self) -> None:
         """Reset all connections, and refuse new ones."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeAlias
 
+from tests.ports import HOST, free_port
 from tests.proxy import Proxy, ThreadedProxy
 
 __all__ = [
@@ -27,19 +28,10 @@ __all__ = [
     "RedisServer",
     "ThreadedProxy",
     "eventually",
-    "free_port",
 ]
 
-HOST = "127.0.0.1"
 START_S = 20.0
 Fsync: TypeAlias = Literal["everysec", "always"]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def eventually(condition: Callable[[], bool], what: str, within_s: float = START_S) -> None:

@@ -12,8 +12,8 @@ from hotindex import Client, ConnectionLost, Document, Unavailable, Update
 from hotindex.backoff import Backoff
 
 from gateway.commands.process import GatewayProcess
-from tests.clients.test_client import free_port
 from tests.conftest import json_socket
+from tests.ports import free_port
 
 QUIET = ("--log-level", "error")
 

@@ -12,7 +12,8 @@ import pytest
 from gateway.bus import scripts
 from gateway.bus.link import CONNECTIONS, Link, LinkLost, LinkRefused, Script
 from tests.bus.links import INCREMENT, insisted, linked, raised
-from tests.redis_servers import HOST, Proxy, RedisServer, free_port
+from tests.ports import HOST, free_port
+from tests.redis_servers import Proxy, RedisServer
 
 ECHO = Script("return {ARGV[1], #ARGV[1], redis.call('GET', KEYS[1])}")
 

@@ -9,7 +9,8 @@ import pytest
 
 from gateway.bus.link import LinkLost, LinkRefused, Script
 from tests.bus.links import Ear, insisted, linked, listening
-from tests.redis_servers import HOST, Proxy, RedisServer, free_port
+from tests.ports import HOST, free_port
+from tests.redis_servers import Proxy, RedisServer
 
 PUBLISH_MANY = Script("for n = ARGV[1], ARGV[2] do redis.call('PUBLISH', KEYS[1 + n % #KEYS], n) end")
 

@@ -16,7 +16,8 @@ from hotindex import Client
 from gateway.app import Gateway, running
 from gateway.settings import load
 from tests.clients.test_client import FAST
-from tests.proxy import HOST, Proxy
+from tests.ports import HOST
+from tests.proxy import Proxy
 
 
 class Served:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket as sockets
 from array import array
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from gateway.app import Gateway
 from gateway.commands.process import GatewayProcess
 from tests.conftest import StartGateway
+from tests.ports import free_port
 from tests.server.test_websocket import drop
 
 FAST = Backoff(first_s=0.01, limit_s=0.05)
@@ -30,13 +30,6 @@ FAST = Backoff(first_s=0.01, limit_s=0.05)
 async def client(gateway: Gateway) -> AsyncIterator[Client]:
     async with Client(gateway.ws) as connected:
         yield connected
-
-
-def free_port() -> int:
-    with sockets.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_write_and_read(client: Client) -> None:

@@ -17,7 +17,8 @@ from hotindex import Client, Document, Recommendations
 from gateway.app import Gateway
 from tests.clients.scripted import item, scripted
 from tests.clients.test_client import FAST
-from tests.proxy import HOST, Proxy
+from tests.ports import HOST
+from tests.proxy import Proxy
 from tests.server.test_users import DIMENSION, axis
 from tests.server.test_websocket import drop
 

@@ -16,8 +16,9 @@ from hotindex import Client, ConnectionLost, Document, InvalidFile, NotFound, Re
 
 from gateway.app import Gateway
 from gateway.commands.process import GatewayProcess
-from tests.clients.test_client import FAST, free_port
+from tests.clients.test_client import FAST
 from tests.conftest import StartGateway
+from tests.ports import free_port
 
 EXAMPLE = Path(__file__).parent.parent.parent / "clients" / "examples" / "replica.py"
 

@@ -9,8 +9,9 @@ import pytest
 from hotindex import BufferFull, CaughtUp, Client, Event, HotindexError, Reconnected, Reset, Update
 
 from gateway.app import Gateway
-from tests.clients.test_client import FAST, free_port
+from tests.clients.test_client import FAST
 from tests.conftest import StartGateway
+from tests.ports import free_port
 
 
 async def filled(client: Client, count: int, documents: int) -> None:

@@ -11,8 +11,9 @@ import pytest
 from hotindex import Client, Document, Watch
 
 from gateway.app import Gateway
-from tests.clients.test_client import FAST, free_port
+from tests.clients.test_client import FAST
 from tests.conftest import StartGateway
+from tests.ports import free_port
 from tests.server.test_websocket import drop
 
 QUERY = [1.0, 0.5, 0.2]

@@ -16,8 +16,9 @@ from hotindex import Client
 from hotindex.backoff import Backoff
 
 from gateway.commands.process import GatewayProcess
-from tests.proxy import HOST, Proxy
-from tests.redis_servers import RedisCluster, RedisServer, free_port
+from tests.ports import HOST, free_port
+from tests.proxy import Proxy
+from tests.redis_servers import RedisCluster, RedisServer
 
 COLLECTION = "m"
 SETTLE_S = 0.5

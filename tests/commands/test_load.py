@@ -32,7 +32,7 @@ from gateway.commands.loading.formats import Chunk, Columns, Fault, Format, Line
 from gateway.commands.loading.sending import GivenUp, Patience, Sender, in_order
 from gateway.commands.loading.text import LINE_BYTES, Position, Text
 from gateway.commands.process import GatewayProcess
-from tests.clients.test_client import free_port
+from tests.ports import free_port
 
 SLOW = ("--max-commands-per-s", "20")
 """A gateway that takes 20 commands of a connection at once and then 20 a second, so that a load can be met half-way."""
