@@ -91,15 +91,16 @@ class Audience:
 
     async def recommend(self, command: messages.Search) -> Answer:
         """Return what is recommended to a user now. Raises what is wrong with the command."""
-        found = await self.users.recommend(_ask(command))
+        found = await self.users.recommend(asked(command))
         return Answer(found.index_version, (found.hits,))
 
     async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
         """Return a watch of a user's recommendations. Raises what is wrong with the command."""
-        return await self.feeds.watch(_ask(command), watch_id, watches.least_pause_s(command), form, sink)
+        return await self.feeds.watch(asked(command), watch_id, watches.least_pause_s(command), form, sink)
 
 
-def _ask(command: messages.Search | messages.Watch) -> Ask:
+def asked(command: messages.Search | messages.Watch) -> Ask:
+    """Return what a command about a user asks for. Raises what is wrong with it, whatever the collection is."""
     user_id = command.user_id
     assert user_id is not None, "it is about a user"
     checks.document_id(user_id, "user_id")

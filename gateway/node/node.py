@@ -328,6 +328,8 @@ class Node:
 
     async def search(self, command: messages.Search) -> tuple[str, Answer]:
         """Return the collection's name and the nearest documents."""
+        if command.min_index_version is not None:
+            checks.between(command.min_index_version, 0, 2**63 - 1, "min_index_version")
         served = await self.served(command.collection)
         return served.name, await served.search(command)
 

@@ -162,16 +162,22 @@ class Place(Protocol):
     async def read(self, work: Callable[[], _T]) -> _T: ...
 
 
-async def query(place: Place, command: messages.Search) -> Query:
-    """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
+def check(command: messages.Search) -> Filter | None:
+    """Return the filter of a search. Raises what is wrong with the command whatever the collection is."""
     without_user(command)
     checks.between(command.k, 1, checks.MAX_K, "k")
     if command.ef is not None:
         checks.between(command.ef, 1, MAX_EF, "ef")
+    return Filter(command.filter) if command.filter else None
+
+
+async def query(place: Place, command: messages.Search) -> Query:
+    """Return the engine's query for a search command. Raises InvalidArgument, InvalidVector, InvalidFilter, NotFound."""
+    where = check(command)
     return Query(
         await _vectors(place, command),
         command.k,
-        Filter(command.filter) if command.filter else None,
+        where,
         command.exact,
         excluded=frozenset() if command.id is None else frozenset((command.id,)),
         include_vector="vector" in command.include,

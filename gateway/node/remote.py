@@ -16,20 +16,20 @@ from typing import Protocol, TypeVar
 import msgspec
 import structlog
 
-from gateway.engine import lives
+from gateway.engine import lives, vectors
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
 from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
 from gateway.faults import internal
 from gateway.ingest.commit import Committer
 from gateway.ingest.queue import Bounds
-from gateway.node import exchange
+from gateway.node import audience, exchange, queries, watches
 from gateway.node.exchange import ChangesCall, GetCall, Greeting, Info
 from gateway.node.forms import Form
 from gateway.node.forwarding import ForwardBus
 from gateway.node.peers import PeerChannel, PeerClient, PeerFailed, PeerRefused
 from gateway.node.relaying import Relaying
 from gateway.node.watches import Opened
-from gateway.protocol import messages
+from gateway.protocol import checks, messages
 from gateway.push.events import index_version
 from gateway.push.room import Room, RoomLimits, Sink
 
@@ -193,17 +193,23 @@ class Remote:
         return None if found.document is None else (found.document, found.vector)
 
     async def search(self, command: messages.Search) -> Answer:
-        return await self._calls.call("search", exchange.encode(command), exchange.decode_answer)
+        if command.user_id is None:
+            queries.check(command)
+        else:
+            audience.asked(command)
+        return await self._calls.call("search", _encoded(command), exchange.decode_answer)
 
     async def learn(self, command: messages.Learn) -> Done:
+        if isinstance(command, messages.UserEvent):
+            checks.metadata(command.item_features or {}, "item_features")
         if command.event_id is None:
             # It may be asked of another host when one is lost, and is to count once.
             command = msgspec.structs.replace(command, event_id=secrets.token_hex(16))
         name = messages.name_of(command)
-        return await self._calls.call(name, exchange.encode(command), exchange.decode_done)
+        return await self._calls.call(name, _encoded(command), exchange.decode_done)
 
     async def put_user(self, command: messages.PutUser) -> Done:
-        return await self._calls.call("put_user", exchange.encode(command), exchange.decode_done)
+        return await self._calls.call("put_user", _encoded(command), exchange.decode_done)
 
     async def forget_user(self, user_id: str) -> Done:
         return await self._calls.call("forget_user", exchange.encode(user_id), exchange.decode_done)
@@ -212,7 +218,19 @@ class Remote:
         return await self._calls.call("user", exchange.encode(user_id), exchange.decode_user)
 
     async def watch(self, command: messages.Watch, watch_id: str, form: Form, sink: Sink) -> Opened:
-        return await self.relaying.watch(command, watch_id, form, sink)
+        # What a host would refuse, or can't be passed on, must not come among the watches of others.
+        if command.user_id is not None:
+            audience.asked(command)
+        else:
+            queries.check(watches.searched(command))
+            if command.vector is not None:
+                command = msgspec.structs.replace(command, vector=self._checked(command.vector))
+        return await self.relaying.watch(msgspec.structs.replace(command, ref=None), watch_id, form, sink)
+
+    def _checked(self, raw: messages.RawVector) -> bytes:
+        vector = vectors.parse(raw)
+        vectors.check(vector, self.spec.dimension, self.spec.metric)
+        return vector.tobytes()
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         if epoch is not None and not lives.holds(epoch, since, lives.life(self.epoch), self._starts):
@@ -258,3 +276,8 @@ class Remote:
         """Pass on what was committed together, or the net change of what was missed."""
         applied = Applied(self.room.head + 1, max(self.room.head, index_version(events[-1])), tuple(events))
         self.room.publish(applied)
+
+
+def _encoded(command: messages.Command) -> bytes:
+    """Return a command as it is passed on: what a client refers to it by may be a number that can't be."""
+    return exchange.encode(msgspec.structs.replace(command, ref=None))

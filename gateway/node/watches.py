@@ -130,19 +130,7 @@ async def check(
 
     `last` was the vector of the document it follows, should that be deleted.
     """
-    given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
-    if len(given) != 1:
-        raise InvalidArgument(
-            f"watch needs one of vector, text, id and user_id; it has {', '.join(given) or 'none'}", field="vector"
-        )
-    queries.without_user(command)
-    checks.between(command.k, 1, MAX_K, "k")
-    if command.min_score is not None and not math.isfinite(command.min_score):
-        raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
-    pause_s = least_pause_s(command)
-    search = messages.Search(
-        vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter
-    )
+    search, pause_s = searched(command), least_pause_s(command)
     try:
         query = await queries.query(place, search)
     except NotFound:
@@ -158,6 +146,20 @@ async def check(
     )
     first = asyncio.get_running_loop().create_future()
     return Live(place.name, watch_id, form, sink, watch, command.exact, command.include, command.id, pause_s, first)
+
+
+def searched(command: messages.Watch) -> messages.Search:
+    """Return what a watch searches for. Raises what is wrong with the command whatever the collection is."""
+    given = [name for name in ("vector", "text", "id") if getattr(command, name) is not None]
+    if len(given) != 1:
+        raise InvalidArgument(
+            f"watch needs one of vector, text, id and user_id; it has {', '.join(given) or 'none'}", field="vector"
+        )
+    queries.without_user(command)
+    checks.between(command.k, 1, MAX_K, "k")
+    if command.min_score is not None and not math.isfinite(command.min_score):
+        raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
+    return messages.Search(vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter)
 
 
 def least_pause_s(command: messages.Watch) -> float:

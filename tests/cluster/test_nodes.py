@@ -208,6 +208,48 @@ async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: 
         await level(*hosts)
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "field"),
+    [
+        ({"action": "search", "vector": [1, 2], "k": 2**70}, "invalid_argument", "k"),
+        ({"action": "search", "vector": [1, 2], "ef": 2**70}, "invalid_argument", "ef"),
+        ({"action": "search", "vector": [1, 2], "filter": {"n": 2**70}}, "invalid_filter", "filter.n"),
+        ({"action": "search", "vector": [1, 2], "min_index_version": 2**70}, "invalid_argument", "min_index_version"),
+        ({"action": "search", "user_id": "ann", "k": 2**70}, "invalid_argument", "k"),
+        (
+            {
+                "type": "user_event",
+                "user_id": "ann",
+                "event_type": "like",
+                "item_id": "x",
+                "item_features": {"n": 2**70},
+            },
+            "invalid_argument",
+            "item_features.n",
+        ),
+    ],
+)
+async def test_an_edge_refuses_numbers_that_cannot_be_passed_on_as_a_host_does(
+    fleet: Fleet, command: dict[str, Any], code: str, field: str
+) -> None:
+    async with edged(fleet, 1) as (hosts, _, socket), json_socket(hosts[0].ws) as at_host:
+        await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+        for one in (socket, at_host):
+            refused = await one.reply(collection="m", **command)
+            assert (refused["code"], refused["field"]) == (code, field)
+
+
+async def test_what_a_client_calls_a_command_needs_not_be_passed_on(fleet: Fleet) -> None:
+    async with edged(fleet, 1) as (_, _, socket):
+        await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+        for command in (
+            {"action": "search", "vector": [1, 2]},
+            {"type": "user_interaction", "user_id": "ann", "action": "like", "item_id": "x"},
+        ):
+            answer = await socket.ask(collection="m", ref=2**70, **command)
+            assert (answer["type"], answer["ref"]) in (("results", 2**70), ("ack", 2**70)), answer
+
+
 async def test_an_edge_that_finds_no_redis_says_of_no_collection_that_it_is_none(
     start_gateway: StartGateway, tmp_path: Path
 ) -> None:

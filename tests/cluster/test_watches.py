@@ -289,6 +289,9 @@ async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> 
         ({"vector": [0, 0]}, "invalid_vector", "vector"),
         ({"vector": [1, 0], "k": 0}, "invalid_argument", "k"),
         ({"vector": [1, 0], "k": 101}, "invalid_argument", "k"),
+        ({"vector": [1, 0], "k": 2**70}, "invalid_argument", "k"),
+        ({"vector": [1, 0], "filter": {"n": 2**70}}, "invalid_filter", None),
+        ({"user_id": "ann", "k": 2**70}, "invalid_argument", "k"),
         ({"vector": [1, 0], "filter": {"n": {"$near": 1}}}, "invalid_filter", None),
         ({"vector": [1, 0], "max_rate": 0}, "invalid_argument", "max_rate"),
         ({"id": "nobody"}, "not_found", "id"),
@@ -309,6 +312,19 @@ async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> 
         refused = await scene.client.ask(action="watch", collection="m", vector=[1, 0])
         assert refused["code"] == "invalid_argument"
         assert "the limit is 2" in refused["message"]
+
+
+async def test_a_number_that_nodes_cannot_pass_on_ends_no_others_watches(fleet: Fleet) -> None:
+    """All who watched at the edge were sent away."""
+    async with watched(fleet) as scene, json_socket(scene.edge.ws) as other:
+        watch_id = await scene.client.watch(vector=[1, 0], k=2)
+        refused = await other.ask(action="watch", collection="m", vector=[1, 0], k=2**70, ref=2**70)
+        assert (refused["code"], refused["field"], refused["ref"]) == ("invalid_argument", "k", 2**70)
+        answer = await other.ask(action="watch", collection="m", vector=[1, 0], ref=2**70)
+        assert (answer["type"], answer["ref"]) == ("watching", 2**70)
+        await put(scene.socket, "new", 0.01)
+        await scene.client.update()
+        assert scene.client.ids(watch_id) == ["d00", "new"]
 
 
 async def test_max_rate_gathers_changes(fleet: Fleet) -> None:
