@@ -86,6 +86,8 @@ class SharedCluster:
         self._failed: dict[str, float] = {}
         self._known: frozenset[str] | None = None
         """The collections there are, once the register was read."""
+        self._heard: list[Heartbeat] = []
+        """The others that were there then."""
         self._namesakes: set[str] = set()
         self._due = asyncio.Event()
         self._probe = f"hotindex:{{{self._origin}}}:probe"
@@ -244,7 +246,8 @@ class SharedCluster:
 
     async def _reconcile(self, register: dict[str, Life]) -> None:
         assert self._local is not None, "start comes first"
-        self._known = frozenset(register) | await self._forgotten(register)
+        heard = list(self._others())
+        self._known, self._heard = frozenset(register) | await self._forgotten(register), heard
         held = self._local.holdings()
         for name, holding in held.items():
             if name in self._copying or (name in register and register[name].epoch == holding.epoch):
@@ -379,10 +382,14 @@ class SharedCluster:
         return list(self._known or ())
 
     def exists(self, name: str) -> bool:
-        if self._known is None:
-            reason = self.fault or "this node has just started"
+        if self._known is not None and name in self._known:
+            return True
+        # Redis may have forgotten it, and nobody that hosts anything may have been heard of since.
+        told = self.hosts(name) or any(one.holdings or one.serves(name) for one in self._heard)
+        if self._known is None or not told:
+            reason = self.fault or "no node that hosts any was heard of"
             raise StorageUnavailable(f"it isn't known yet whether there is a collection {name!r}: {reason}")
-        return name in self._known
+        return False
 
     def _others(self) -> Iterator[Heartbeat]:
         return (one for one in self._neighbours.alive(self._clock()) if one.origin != self._origin)

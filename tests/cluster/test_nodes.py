@@ -271,6 +271,19 @@ async def test_an_edge_that_finds_no_redis_says_of_no_collection_that_it_is_none
                     assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True), command
 
 
+async def test_an_edge_that_has_heard_of_no_host_does_not_say_that_a_collection_is_none(fleet: Fleet) -> None:
+    """It and Redis, emptied, may both have started again, before hosts have entered what they have."""
+    async with fleet.node("edge", collections="nothing") as (_, socket):
+        for command in ({"action": "watch", "vector": [1, 2]}, {"action": "subscribe"}):
+            refused = await socket.reply(collection="m", **command)
+            assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True), command
+        async with fleet.node("host"):
+            await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
+            search = {"action": "search", "collection": "n", "vector": [1, 2]}
+            while (refused := await socket.reply(**search))["code"] != "not_found":
+                assert refused["code"] == "storage_unavailable"
+
+
 async def test_an_edge_knows_of_collections_that_redis_has_forgotten(fleet: Fleet) -> None:
     async with edged(fleet, 1) as (hosts, edge, socket):
         await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
