@@ -18,6 +18,8 @@ from gateway.engine.vectors import comparable
 
 VECTORS_BYTES = 64 << 20
 """What the vectors may take."""
+_NEAR_UNIT = 1e-5
+"""A squared length that is off by less is one of 1, as embedding models give it."""
 
 
 class _Dated(msgspec.Struct):
@@ -29,14 +31,23 @@ _YEAR = msgspec.json.Decoder(_Dated)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """`vector` is the one stored, float32[d], `unit` the bytes of the same one of unit length, or of zero; `year` the one
-    the item is from, nan where unknown.
+    """`blob` is the vector that is stored, float32[d], `unit` the same one of unit length (one of zero stays so); `year` is
+    the one the item is from, nan where unknown.
     """
 
     document: Document
-    vector: Vector
+    blob: bytes
     unit: bytes
     year: float
+
+    @property
+    def vector(self) -> Vector:
+        return np.frombuffer(self.blob, np.float32)
+
+    @property
+    def size_bytes(self) -> int:
+        """What the vectors take."""
+        return len(self.blob) if self.unit is self.blob else 2 * len(self.blob)
 
     @property
     def vector_version(self) -> int:
@@ -47,7 +58,7 @@ class Item:
         """Return the item as the document, which has the same vector, says."""
         if document.version == self.document.version:
             return self
-        return Item(document, self.vector, self.unit, year(document) or math.nan)
+        return Item(document, self.blob, self.unit, year(document) or math.nan)
 
 
 class Items:
@@ -58,7 +69,7 @@ class Items:
 
     def __init__(self, collection: Collection, vectors_bytes: int = VECTORS_BYTES) -> None:
         self.collection = collection
-        self._capacity = max(1, vectors_bytes // (2 * 4 * collection.spec.dimension))
+        self._room_bytes = vectors_bytes
         self._lock = threading.Lock()
         self._items: dict[str, Item] = {}
         self._by_vector: dict[int, Item] = {}
@@ -103,14 +114,16 @@ class Items:
 
     def _keep(self, item: Item) -> None:
         self._forget(item.document.id)
-        if len(self._items) >= self._capacity:
-            for item_id in list(islice(self._items, self._capacity // 5 + 1)):
+        if item.size_bytes > self._room_bytes:
+            for item_id in list(islice(self._items, len(self._items) // 5 + 1)):
                 self._forget(item_id)
+        self._room_bytes -= item.size_bytes
         self._items[item.document.id] = self._by_vector[item.vector_version] = item
 
     def _forget(self, item_id: str) -> None:
         item = self._items.pop(item_id, None)
         if item is not None:
+            self._room_bytes += item.size_bytes
             del self._by_vector[item.vector_version]
 
 
@@ -122,5 +135,8 @@ def year(document: Document) -> float | None:
 
 def _item(document: Document, blob: bytes) -> Item:
     vector = np.frombuffer(blob, np.float32)
-    unit = comparable(vector, Metric.COSINE) if vector.any() else vector
-    return Item(document, vector, unit.tobytes(), year(document) or math.nan)
+    if abs(float(vector @ vector) - 1) < _NEAR_UNIT or not vector.any():
+        unit = blob
+    else:
+        unit = comparable(vector, Metric.COSINE).tobytes()
+    return Item(document, blob, unit, year(document) or math.nan)

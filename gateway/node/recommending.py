@@ -204,7 +204,7 @@ class Recommending:
         lambda_ = ranking.LAMBDA if ask.diversity is None else 1 - ask.diversity
         score_of = dict(zip(ids, scores.tolist(), strict=True))
         return tuple(
-            Hit(found[one].document, score_of[one], found[one].vector.tobytes() if ask.vectors else None)
+            Hit(found[one].document, score_of[one], found[one].blob if ask.vectors else None)
             for one in ranking.diversify(ids, matrix, scores, lambda_, ask.k)
         )
 
