@@ -54,6 +54,7 @@ class Hosting:
         self._checksum = checksum
         self._cluster = cluster
         self._hosted: dict[str, Hosted] = {}
+        self._arriving: dict[str, asyncio.Event] = {}
         self._rewriting = Rewriting()
         self._threads = Threads.start(options.cores)
 
@@ -190,6 +191,8 @@ class Hosting:
         self._introduce(hosted)
         await hosted.start()
         self._hosted[hosted.name] = hosted
+        if (arriving := self._arriving.pop(hosted.name, None)) is not None:
+            arriving.set()
         self._rewriting.start(hosted, self._directory.collection(hosted.name))
         return hosted
 
@@ -207,13 +210,23 @@ class Hosting:
             if companion is not None:
                 hosted.audience.attach(companion)
 
+    async def _arrival(self, name: str) -> Hosted:
+        """Wait for a collection that is to be copied here. Raises Overloaded after as long as searches wait."""
+        try:
+            async with asyncio.timeout(self._options.read_wait_s):
+                while name not in self._hosted:
+                    await self._arriving.setdefault(name, asyncio.Event()).wait()
+        except TimeoutError:
+            raise Overloaded(f"collection {name!r} is about to be copied here", retry_after_s=1.0) from None
+        return self._hosted[name]
+
     async def _users_of(self, hosted: Hosted, make: bool) -> Hosted | None:
         """Return the companion of a collection, made if need be and asked for. Raises Overloaded."""
         name = companions.users_of(hosted.name)
         if name in self._hosted:
             return self._hosted[name]
         if name in self._cluster.names():
-            raise Overloaded(f"the users of {hosted.name!r} are about to be copied here", retry_after_s=1.0)
+            return await self._arrival(name)
         if not make:
             return None
         async with self.changing:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import pytest
 
 from gateway.app import Gateway
 from tests.cluster.nodes import Fleet, ask, edged, level
@@ -49,6 +52,26 @@ async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) ->
         user = await same(a, b, "ann", 3)
         assert set(user["recent"]) == {"g1-0", "g1-1", "g1-2"}
         assert await recommended(at_a, "ann", k=3, diversity=0) == await recommended(at_b, "ann", k=3, diversity=0)
+
+
+async def test_who_asks_before_users_are_copied_waits_for_them(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+        await add_items(at_a)
+        await level(a, b, collection="items")
+        joining, gate = b.node.join, asyncio.Event()
+
+        async def late(*args: Any) -> None:
+            await gate.wait()
+            await joining(*args)
+
+        monkeypatch.setattr(b.node, "join", late)
+        assert (await did(at_a, "ann", "purchase", "g1-0"))["type"] == "ack"
+        while "items~users" not in b.node.cluster.names():
+            await asyncio.sleep(0.01)
+        asking = asyncio.create_task(recommended(at_b, "ann", k=3, diversity=0))
+        assert not (await asyncio.wait([asking], timeout=0.1))[0], "it waits"
+        gate.set()
+        assert len(await asking) == 3
 
 
 async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:
