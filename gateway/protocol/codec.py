@@ -70,6 +70,8 @@ class Codec:
             action = envelope.type if envelope.action is None or envelope.type in _HAVE_ACTIONS else envelope.action
             if not isinstance(action, str):
                 raise InvalidMessage(f"action must be a string, not {show(action)}", field="action")
+            if action in _HAVE_ACTIONS and envelope.type is None:
+                raise InvalidMessage(f"type is missing: {action} goes there, action is what the user did", field="type")
             if action not in self._commands:
                 raise UnknownAction(f"unknown action {show(action)}; known are {', '.join(COMMANDS)}", field="action")
             command: Command = self._decode(self._commands[action], data)

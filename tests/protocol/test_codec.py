@@ -91,6 +91,7 @@ def test_action_goes_before_type() -> None:
             "invalid_argument",
             "include[0] is 'all': known are content, vector",
         ),
+        (JSON, dumped(action="user_interaction", user_id="u", item_id="a"), "invalid_message", "type is missing"),
         (MSGPACK, b"\xc1", "invalid_message", "Invalid MessagePack"),
         (MSGPACK, b"", "invalid_message", "Invalid MessagePack"),
         (MSGPACK, packed(action="get", id="a")[:-1], "invalid_message", "Invalid MessagePack"),
