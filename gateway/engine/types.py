@@ -218,6 +218,11 @@ class Answer:
     several: bool = False
     """Whether the query was for several vectors, if only for a list of one."""
 
+    def at_least(self, score: float) -> Answer:
+        """Return the answer without what scores less."""
+        results = tuple(tuple(hit for hit in hits if hit.score >= score) for hits in self.results)
+        return Answer(self.index_version, results, self.several)
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

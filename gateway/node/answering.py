@@ -58,7 +58,7 @@ async def _get(hosted: Hosted, body: bytes) -> bytes:
 async def _changes(hosted: Hosted, body: bytes) -> bytes:
     call = exchange.decode_changes(body)
     # Who asks follows another host, and may be ahead of this one: what isn't here yet would be passed over for good.
-    await hosted.reach(call.span.through, _REACH_S)
+    await hosted.positions.reach(call.span.through, _REACH_S)
     if not hosted.reaches(call.span.origin, call.epoch):
         raise NotFound(f"no net change of epoch {call.epoch!r} after {call.span.origin}", field="epoch")
     page = await hosted.read_changes(call.span, call.limit, call.limit_bytes, call.with_vectors)

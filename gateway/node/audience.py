@@ -105,10 +105,13 @@ def asked(command: messages.Search | messages.Watch) -> Ask:
     assert user_id is not None, "it is about a user"
     checks.document_id(user_id, "user_id")
     checks.between(command.k, 1, MAX_K, "k")
-    others = ["vector", "vectors", "text", "id", "exact", "ef", "min_score"]
+    others = ["vector", "vectors", "text", "id", "exact", "ef"]
     if isinstance(command, messages.Watch):
         others.append("include")  # what is told from then on are ids and scores
-    if given := [name for name in others if getattr(command, name, None)]:
+    given = [name for name in others if getattr(command, name, None)]
+    if command.min_score is not None:
+        given.append("min_score")
+    if given:
         raise InvalidArgument(f"{', '.join(given)} can't be asked for together with user_id", field=given[0])
     if command.diversity is not None and not 0 <= command.diversity <= 1:
         raise InvalidArgument(f"diversity is {command.diversity}; it must be from 0 to 1", field="diversity")

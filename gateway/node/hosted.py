@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import heapq
-import itertools
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -19,7 +17,7 @@ from gateway.embed.embedder import Embedder
 from gateway.engine.collection import Collection
 from gateway.engine.plan import Kept
 from gateway.engine.types import Answer, Applied, BatchComplete, Document, Done, Page, Span, Write
-from gateway.errors import HotindexError, InvalidArgument, Overloaded
+from gateway.errors import HotindexError, InvalidArgument
 from gateway.ingest.commit import Committer
 from gateway.ingest.queue import Bounds
 from gateway.metrics import CollectionState, Metrics
@@ -27,6 +25,7 @@ from gateway.node import queries
 from gateway.node.audience import Audience
 from gateway.node.exchange import Info
 from gateway.node.forms import Form
+from gateway.node.positions import Positions
 from gateway.node.upkeep import HotLimits, Timing, Upkeep, UpkeepThreads
 from gateway.node.watches import Opened
 from gateway.node.watching import Watching
@@ -94,9 +93,6 @@ class Hosted:
         self._read_wait_s = read_wait_s
         self._threads = threads
         self._changes = metrics.changes.labels(self.name)
-        self._awaited: list[tuple[int, int, asyncio.Future[None]]] = []
-        self._left = 0
-        self._tickets = itertools.count()
         self.room = Room(
             self.name,
             collection.public_epoch,
@@ -105,6 +101,7 @@ class Hosted:
             room,
             collection.spec.metric,
         )
+        self.positions = Positions(self.room)
         self.watching = Watching(self)
         self.listeners: list[Callable[[Applied], None]] = []
         """Called with each commit, in order."""
@@ -167,10 +164,7 @@ class Hosted:
         self.watching.publish(applied)
         for listener in self.listeners:
             listener(applied)
-        while self._awaited and self._awaited[0][0] <= applied.index_version:
-            _, _, reached = heapq.heappop(self._awaited)
-            if not reached.done():
-                reached.set_result(None)
+        self.positions.advanced()
         self.upkeep.nudge()
 
     async def info(self) -> Info:
@@ -186,12 +180,12 @@ class Hosted:
         return await self.read(partial(self.collection.get, document_id, include_vector=include_vector))
 
     async def search(self, command: messages.Search) -> Answer:
-        if command.min_index_version is not None:
-            await self.reach(command.min_index_version, self._read_wait_s)
+        await self.positions.reach(command.min_index_version, self._read_wait_s)
         if command.user_id is not None:
             return await self.users.recommend(command)
         query = await queries.query(self, command)
-        return await self.read(partial(self.collection.search, query))
+        answer = await self.read(partial(self.collection.search, query))
+        return answer if command.min_score is None else answer.at_least(command.min_score)
 
     @property
     def users(self) -> Audience:
@@ -218,6 +212,7 @@ class Hosted:
     async def watch(
         self, command: messages.Watch, watch_id: str, form: Form, sink: Sink, last: bytes | None = None
     ) -> Opened:
+        await self.positions.reach(command.min_index_version, self._read_wait_s)
         if command.user_id is not None:
             return await self.users.watch(command, watch_id, form, sink)
         return await self.watching.watch(command, watch_id, form, sink, last)
@@ -230,29 +225,6 @@ class Hosted:
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         return self.collection.reaches(since, epoch)
-
-    async def reach(self, index_version: int, within_s: float) -> None:
-        """Wait until this node has applied `index_version`. Raises Overloaded after `within_s`."""
-        if index_version <= self.room.head:
-            return
-        reached: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        heapq.heappush(self._awaited, (index_version, next(self._tickets), reached))
-        try:
-            async with asyncio.timeout(within_s):
-                await reached
-        except TimeoutError:
-            raise Overloaded(
-                f"min_index_version {index_version} isn't applied here after {within_s:g} s;"
-                f" collection {self.name!r} is at {self.room.head}",
-                retry_after_s=within_s,
-                field="min_index_version",
-            ) from None
-        finally:
-            self._left += 1
-            if 2 * self._left > len(self._awaited):
-                self._awaited = [entry for entry in self._awaited if not entry[2].done()]
-                heapq.heapify(self._awaited)
-                self._left = 0
 
     async def read(self, work: Callable[[], _T]) -> _T:
         """Run a read of the engine in a thread."""

@@ -67,7 +67,7 @@ class Lending:
         self._epoch = greeting.epoch
         try:
             # What it tells then is never older than what clients were told before by another host.
-            await self._hosted().reach(greeting.index_version, _REACH_S)
+            await self._hosted().positions.reach(greeting.index_version, _REACH_S)
         except HotindexError as error:
             self._tell(Refused(failure=exchange.failure(error)))
         else:

@@ -148,8 +148,8 @@ class Node:
         if calls is None:
             raise Overloaded(f"no node that hosts collection {name!r} is there", retry_after_s=1.0)
         info = await calls.call("info", b"", exchange.decode_info)
-        observe_s = self._metrics.commit_seconds.observe
-        remote = Remote(calls, info, self._options.bounds, self._options.room, observe_s, self.now)
+        options, observe_s = self._options, self._metrics.commit_seconds.observe
+        remote = Remote(calls, info, options.bounds, options.room, observe_s, self.now, options.read_wait_s)
         await remote.open()
         self._remotes[name] = remote
 
@@ -328,8 +328,7 @@ class Node:
 
     async def search(self, command: messages.Search) -> tuple[str, Answer]:
         """Return the collection's name and the nearest documents."""
-        if command.min_index_version is not None:
-            checks.between(command.min_index_version, 0, 2**63 - 1, "min_index_version")
+        _check_position(command.min_index_version)
         served = await self.served(command.collection)
         return served.name, await served.search(command)
 
@@ -405,6 +404,7 @@ class Node:
         """Return a watch that is told of changes once its answer was written and `begin` called. Raises what is wrong
         with the command.
         """
+        _check_position(command.min_index_version)
         served = await self.served(command.collection)
         return await served.watch(command, watch_id, ForClient(codec), sink)
 
@@ -412,3 +412,8 @@ class Node:
         served = self._hosting.get(name) or self._remotes.get(name)
         if served is not None:
             served.room.leave(subscriber)
+
+
+def _check_position(min_index_version: int | None) -> None:
+    if min_index_version is not None:
+        checks.between(min_index_version, 0, 2**63 - 1, "min_index_version")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -168,6 +169,8 @@ def check(command: messages.Search) -> Filter | None:
     checks.between(command.k, 1, checks.MAX_K, "k")
     if command.ef is not None:
         checks.between(command.ef, 1, MAX_EF, "ef")
+    if command.min_score is not None and not math.isfinite(command.min_score):
+        raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
     return Filter(command.filter) if command.filter else None
 
 

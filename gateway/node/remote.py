@@ -27,6 +27,7 @@ from gateway.node.exchange import ChangesCall, GetCall, Greeting, Info
 from gateway.node.forms import Form
 from gateway.node.forwarding import ForwardBus
 from gateway.node.peers import PeerChannel, PeerClient, PeerFailed, PeerRefused
+from gateway.node.positions import Positions
 from gateway.node.relaying import Relaying
 from gateway.node.watches import Opened
 from gateway.protocol import checks, messages
@@ -147,6 +148,7 @@ class Remote:
         room: RoomLimits,
         observe_s: Callable[[float], None],
         now: Callable[[], int],
+        read_wait_s: float,
     ) -> None:
         self.name = info.spec.name
         self.spec = info.spec
@@ -158,6 +160,8 @@ class Remote:
         self.room = Room(self.name, info.epoch, info.index_version, self.read_changes, room, metric)
         self.committer = Committer(self.name, None, ForwardBus(calls.call), bounds, lambda: 0.0, observe_s)
         self.relaying = Relaying(self.name, info.epoch, calls.watches, now)
+        self._positions = Positions(self.room)
+        self._read_wait_s = read_wait_s
         self._task: asyncio.Task[None] | None = None
         self.ended = False
         """Whether the collection is another one by now, or none: this is to be closed, and opened anew."""
@@ -225,6 +229,8 @@ class Remote:
             queries.check(watches.searched(command))
             if command.vector is not None:
                 command = msgspec.structs.replace(command, vector=self._checked(command.vector))
+        # A host is asked for what there is already, so that none who waits here is waited for there.
+        await self._positions.reach(command.min_index_version, self._read_wait_s)
         return await self.relaying.watch(msgspec.structs.replace(command, ref=None), watch_id, form, sink)
 
     def _checked(self, raw: messages.RawVector) -> bytes:
@@ -276,6 +282,7 @@ class Remote:
         """Pass on what was committed together, or the net change of what was missed."""
         applied = Applied(self.room.head + 1, max(self.room.head, index_version(events[-1])), tuple(events))
         self.room.publish(applied)
+        self._positions.advanced()
 
 
 def _encoded(command: messages.Command) -> bytes:

@@ -157,9 +157,14 @@ def searched(command: messages.Watch) -> messages.Search:
         )
     queries.without_user(command)
     checks.between(command.k, 1, MAX_K, "k")
-    if command.min_score is not None and not math.isfinite(command.min_score):
-        raise InvalidArgument(f"min_score is {command.min_score}, not a finite number", field="min_score")
-    return messages.Search(vector=command.vector, text=command.text, id=command.id, k=command.k, filter=command.filter)
+    return messages.Search(
+        vector=command.vector,
+        text=command.text,
+        id=command.id,
+        k=command.k,
+        filter=command.filter,
+        min_score=command.min_score,
+    )
 
 
 def least_pause_s(command: messages.Watch) -> float:

@@ -119,6 +119,7 @@ class Search(CollectionCommand, frozen=True, kw_only=True):
     diversity: float | None = None
     k: int = 10
     filter: JsonObject | None = None
+    min_score: float | None = None
     include: tuple[Include, ...] = ()
     min_index_version: int | None = None
     exact: bool = False
@@ -135,6 +136,7 @@ class Watch(CollectionCommand, frozen=True, kw_only=True):
     filter: JsonObject | None = None
     include: tuple[Include, ...] = ()
     min_score: float | None = None
+    min_index_version: int | None = None
     exact: bool = False
     max_rate: float | None = None
 

@@ -327,6 +327,19 @@ async def test_a_number_that_nodes_cannot_pass_on_ends_no_others_watches(fleet: 
         assert scene.client.ids(watch_id) == ["d00", "new"]
 
 
+async def test_a_watch_waits_at_the_edge_for_what_no_host_has(fleet: Fleet) -> None:
+    """Waiting at the host it would hold up what others begin to watch."""
+    async with watched(fleet, read_wait_s=0.1) as scene:
+        ack = await put(scene.socket, "new", 0.01)
+        seen = await scene.client.ask(
+            action="watch", collection="m", vector=[1, 0], k=2, min_index_version=ack["index_version"]
+        )
+        assert [item["id"] for item in seen["results"]] == ["d00", "new"]
+        early = await scene.client.ask(action="watch", collection="m", vector=[1, 0], min_index_version=2**62)
+        assert (early["code"], early["field"]) == ("overloaded", "min_index_version")
+        assert scene.lent == 1
+
+
 async def test_max_rate_gathers_changes(fleet: Fleet) -> None:
     async with watched(fleet) as scene:
         watch_id = await scene.client.watch(vector=[1, 0], k=3, max_rate=0.5)

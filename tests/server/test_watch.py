@@ -226,6 +226,18 @@ async def test_min_score_keeps_the_list_short(socket: JsonSocket, client: Watche
     assert client.ids(watch_id) == ["d01", "d02", "within"]
 
 
+async def test_a_watch_waits_for_its_min_index_version(start_gateway: StartGateway) -> None:
+    async with start_gateway(read_wait_s=0.05) as gateway, json_socket(gateway.ws) as socket:
+        await fill(socket)
+        await put(socket, "new", 0.5)
+        head = (await socket.reply(action="search", collection="m", vector=[1, 0]))["index_version"]
+        for who in ({"vector": [1, 0]}, {"user_id": "ann"}):
+            how = {"action": "watch", "collection": "m", **who}
+            assert (await socket.reply(**how, min_index_version=head))["index_version"] == head
+            early = await socket.reply(**how, min_index_version=head + 1)
+            assert (early["code"], early["field"]) == ("overloaded", "min_index_version")
+
+
 async def test_a_watch_of_a_document_follows_its_vector(socket: JsonSocket, client: Watcher) -> None:
     await fill(socket)
     watch_id = await client.watch(id="d00", k=2)

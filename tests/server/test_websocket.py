@@ -146,6 +146,17 @@ async def test_min_index_version_waits_for_it(start_gateway: StartGateway) -> No
         assert len(replies["s"]["results"]) == 2
 
 
+async def test_min_score_leaves_out_what_scores_less(socket: JsonSocket) -> None:
+    documents = [{"id": f"d{i}", "vector": [1, i]} for i in range(4)]
+    await socket.ask(action="upsert", collection="m", documents=documents)
+    found = await socket.ask(action="search", collection="m", vector=[1, 0], k=10)
+    scores = [hit["score"] for hit in found["results"]]
+    some = await socket.ask(action="search", collection="m", vectors=[[1, 0], [-1, 0]], k=10, min_score=scores[1])
+    assert [[hit["id"] for hit in hits] for hits in some["results"]] == [["d0", "d1"], []]
+    refused = await socket.ask(action="search", collection="m", user_id="ann", min_score=0.0)
+    assert (refused["code"], refused["field"]) == ("invalid_argument", "min_score")
+
+
 async def test_if_version_and_event_id(socket: JsonSocket) -> None:
     write: dict[str, Any] = {"action": "upsert", "collection": "m", "id": "a", "vector": [1, 0]}
     assert (await socket.ask(**write, if_version=0))["results"][0]["status"] == "inserted"
