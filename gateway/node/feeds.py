@@ -126,12 +126,16 @@ class Feeds:
         for feed in self._all():
             self._mark(feed)
 
-    def close(self) -> None:
-        """Tell every feed that there is no more to come: the collection is dropped."""
+    def dismiss(self) -> None:
+        """Tell every feed that there is no more to come: what is known of users is dropped."""
         for feed in self._all():
             self._end(feed)
             if feed.begun:
                 feed.write(messages.Unwatched(watch_id=feed.watch_id, collection=self._name))
+
+    def close(self) -> None:
+        """Dismiss all, and take no others: the collection is dropped."""
+        self.dismiss()
         self._ended = True
 
     def abandon(self) -> None:

@@ -103,6 +103,9 @@ class Hosting:
     async def remove(self, hosted: Hosted) -> None:
         """Drop a collection, which the cluster knows of."""
         name = hosted.name
+        if (audience := self._audience_of(name)) is not None:
+            # They would be told what is recommended to nobody, before the collection itself is dropped.
+            audience.feeds.dismiss()
         del self._hosted[name]
         hosted.room.close()
         hosted.close_watches()
@@ -199,16 +202,19 @@ class Hosting:
     def _introduce(self, hosted: Hosted) -> None:
         """Let a collection and that of its users know each other."""
         name = hosted.name
-        if companions.is_companion(name):
-            owner = self._hosted.get(companions.owner(name))
-            if owner is not None and owner.audience is not None:
-                owner.audience.attach(hosted)
-        elif learnable(hosted.spec):
+        if (audience := self._audience_of(name)) is not None:
+            audience.attach(hosted)
+        elif not companions.is_companion(name) and learnable(hosted.spec):
             users = Users(hosted, partial(self._users_of, hosted), self._options.memory, self._now)
             hosted.audience = Audience(hosted, users, self._options.vocabulary, self._now)
             companion = self._hosted.get(companions.users_of(name))
             if companion is not None:
                 hosted.audience.attach(companion)
+
+    def _audience_of(self, name: str) -> Audience | None:
+        """Return those whose profiles are in a collection; None where that isn't one of users."""
+        owner = self._hosted.get(companions.owner(name)) if companions.is_companion(name) else None
+        return None if owner is None else owner.audience
 
     async def _arrival(self, name: str) -> Hosted:
         """Wait for a collection that is to be copied here. Raises Overloaded after as long as searches wait."""

@@ -327,6 +327,25 @@ async def test_a_watch_of_a_user_ends_with_the_collection(socket: JsonSocket, ga
         assert reply.status == 404, "users are dropped with their collection"
 
 
+async def test_a_watch_of_a_user_ends_before_it_is_forgotten_what_the_user_did(
+    socket: JsonSocket, gateway: Gateway
+) -> None:
+    """It was told once more what is recommended to nobody, where something came in between the two drops."""
+    await add_items(socket)
+    await did(socket, "ann", "click", "g1-0")
+    watching = await watch(socket, "ann")
+    hosting = gateway.node._hosting
+    users = hosting.get("items~users")
+    assert users is not None
+    async with hosting.changing:
+        await hosting.remove(users)
+    written = [item["id"] for item in watching["results"][:2]]
+    await socket.send({"action": "delete", "collection": "items", "ids": written})
+    first, second = await socket.receive(), await socket.receive()
+    assert (first["type"], first["watch_id"]) == ("unwatched", watching["watch_id"])
+    assert second["type"] == "ack"
+
+
 async def test_who_closes_a_full_connection_holds_up_nobody(gateway: Gateway, socket: JsonSocket) -> None:
     """A feed that was to be told then waited in a loop that nothing else ran beside, for good."""
     await add_items(socket)
