@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 _LIBRARIES = ("hotindex", "websockets", "uvloop", "hnswlib", "numpy", "msgspec")
+_WORK, _REST_S = 50_000, 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,19 @@ class Percentiles:
 
     def __str__(self) -> str:
         return f"{self.p50:.2f} / {self.p99:.2f}"
+
+
+def idle(seconds: float) -> Percentiles:
+    """Return how long the same piece of work takes, of about a millisecond, again and again while nothing else is done.
+
+    Where the longest are many times the median the machine itself stands still now and then, and whatever runs on it.
+    """
+    times, until = [], time.perf_counter() + seconds
+    while (began := time.perf_counter()) < until:
+        sum(range(_WORK))
+        times.append(time.perf_counter() - began)
+        time.sleep(_REST_S)
+    return Percentiles.of(times)
 
 
 @dataclass(frozen=True, slots=True)

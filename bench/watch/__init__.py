@@ -205,6 +205,12 @@ def _users(report: Report, one: users.Figures) -> None:
             "asking after the acknowledgement",
         ),
         (
+            "the p99 of each second: median, largest ms",
+            f"{np.median(one.told_p99_by_second):.2f} / {max(one.told_p99_by_second):.2f}",
+            "",
+            f"the machine with nothing else to do takes {one.idle} ms (longest {one.idle.longest:.2f}) for the same work",
+        ),
+        (
             "acknowledged",
             str(one.acknowledged),
             "",

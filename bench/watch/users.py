@@ -18,7 +18,7 @@ import numpy as np
 import uvloop
 from hotindex import Client
 
-from bench.harness import Percentiles
+from bench.harness import Percentiles, idle
 from bench.ingest.processes import Gateway, gateway
 from bench.recommend.data import Catalogue, Rating, ratings
 from bench.watch.clients import Connection, Message, dealt, paced, settled
@@ -26,7 +26,7 @@ from gateway.commands.load import load
 from gateway.demo import data
 
 COLLECTION = "movies"
-RATE, SECONDS, POLLING_SECONDS = 200.0, 10.0, 5.0
+RATE, SECONDS, POLLING_SECONDS, IDLE_SECONDS = 200.0, 10.0, 5.0, 5.0
 K = 10
 _CHANCES = 4
 
@@ -38,6 +38,10 @@ class Figures:
     users: int
     interactions: int
     told: Percentiles
+    told_p99_by_second: list[float]
+    """In milliseconds; of each second in which interactions were due."""
+    idle: Percentiles
+    """Of a fixed piece of work, before, with nothing else to do."""
     asked: Percentiles
     """From an interaction due to the answer of the search after its acknowledgement."""
     acknowledged: Percentiles
@@ -106,12 +110,18 @@ def measure(seed: int, scale: float) -> Figures:
     catalogue = Catalogue.load()
     known = ratings(catalogue)
     known = known[: round(len(known) * min(1.0, scale))]
+    quiet = idle(IDLE_SECONDS * min(1.0, scale))
     with gateway() as subject:
-        return uvloop.run(_measure(subject, catalogue, known, np.random.default_rng(seed), min(1.0, scale)))
+        return uvloop.run(_measure(subject, catalogue, known, np.random.default_rng(seed), min(1.0, scale), quiet))
 
 
 async def _measure(
-    subject: Gateway, catalogue: Catalogue, known: Sequence[Rating], rng: np.random.Generator, scale: float
+    subject: Gateway,
+    catalogue: Catalogue,
+    known: Sequence[Rating],
+    rng: np.random.Generator,
+    scale: float,
+    quiet: Percentiles,
 ) -> Figures:
     users = list(dict.fromkeys(one.user for one in known))
     audience = Audience()
@@ -133,6 +143,8 @@ async def _measure(
         users=len(users),
         interactions=count,
         told=Percentiles.of(told),
+        told_p99_by_second=[Percentiles.of(told[n : n + round(RATE)]).p99 for n in range(0, len(told), round(RATE))],
+        idle=quiet,
         asked=Percentiles.of(asked),
         acknowledged=Percentiles.of(acked),
         lost=count - len(told),

@@ -38,6 +38,9 @@ def test_a_small_run_gives_the_answers_of_brute_force(tmp_path: Path, monkeypatc
     assert report["results"][0]["refills"] > 0
     told = report["results"][-2]
     assert told["aimed"] == told["told"]["count"] == told["room"]["count"] == told["events"] / 5
+    recommended = report["results"][-1]
+    assert recommended["idle"]["count"] > 0
+    assert max(recommended["told_p99_by_second"]) <= recommended["told"]["longest"]
 
 
 def test_brute_force_heeds_groups_and_deletions_and_orders_by_score_then_id() -> None:
