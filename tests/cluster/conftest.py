@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.nodes import Fleet
+from tests.cluster.nodes import Nodes
 from tests.conftest import StartGateway
 from tests.redis_servers import RedisServer
 
@@ -24,6 +24,6 @@ def shared_redis() -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-def fleet(start_gateway: StartGateway, shared_redis: RedisServer, tmp_path: Path) -> Fleet:
+def nodes(start_gateway: StartGateway, shared_redis: RedisServer, tmp_path: Path) -> Nodes:
     shared_redis.flushall()
-    return Fleet(start_gateway, shared_redis, tmp_path)
+    return Nodes(start_gateway, shared_redis, tmp_path)

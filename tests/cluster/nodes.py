@@ -15,7 +15,7 @@ from tests.conftest import JsonSocket, StartGateway, json_socket
 from tests.redis_servers import RedisServer
 
 
-class Fleet:
+class Nodes:
     """Gateways over one Redis, each with data of its own."""
 
     def __init__(self, start: StartGateway, redis: RedisServer, path: Path) -> None:
@@ -32,12 +32,12 @@ class Fleet:
 
 @asynccontextmanager
 async def edged(
-    fleet: Fleet, hosts: int = 2, **settings: Any
+    nodes: Nodes, hosts: int = 2, **settings: Any
 ) -> AsyncIterator[tuple[list[Gateway], Gateway, JsonSocket]]:
     """Run some hosts, and a node that hosts nothing."""
     async with AsyncExitStack() as stack:
-        gateways = [(await stack.enter_async_context(fleet.node(f"host{i}", **settings)))[0] for i in range(hosts)]
-        edge, socket = await stack.enter_async_context(fleet.node("edge", collections="nothing", **settings))
+        gateways = [(await stack.enter_async_context(nodes.node(f"host{i}", **settings)))[0] for i in range(hosts)]
+        edge, socket = await stack.enter_async_context(nodes.node("edge", collections="nothing", **settings))
         while len((await ask(edge, "/v1/nodes"))["nodes"]) <= hosts:
             await asyncio.sleep(0.01)
         yield gateways, edge, socket

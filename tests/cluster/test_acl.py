@@ -6,7 +6,7 @@ import asyncio
 import re
 from pathlib import Path
 
-from tests.cluster.nodes import Fleet, until
+from tests.cluster.nodes import Nodes, until
 from tests.conftest import StartGateway
 from tests.redis_servers import RedisServer
 
@@ -18,11 +18,11 @@ async def test_the_documented_permissions_are_enough(start_gateway: StartGateway
     assert line is not None
     with RedisServer() as redis:
         redis.cli("ACL", "SETUSER", *line[1].split())
-        fleet = Fleet(start_gateway, redis, tmp_path)
+        nodes = Nodes(start_gateway, redis, tmp_path)
         url = redis.url.replace("redis://", "redis://hotindex:secret@")
         async with (
-            fleet.node("a", redis_url=url, stream_changes=3) as (a, at_a),
-            fleet.node("b", redis_url=url) as (_, at_b),
+            nodes.node("a", redis_url=url, stream_changes=3) as (a, at_a),
+            nodes.node("b", redis_url=url) as (_, at_b),
         ):
             for i in range(10):
                 ack = await at_a.reply(action="upsert", collection="m", id=f"d{i}", vector=[1, i])

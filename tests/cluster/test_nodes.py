@@ -20,13 +20,13 @@ from gateway.errors import NotFound, Overloaded, StartupError
 from gateway.node import answering, exchange, peers
 from gateway.node.cluster import SharedCluster
 from gateway.node.exchange import ChangesCall
-from tests.cluster.nodes import Fleet, ask, edged, level, until
+from tests.cluster.nodes import Nodes, ask, edged, level, until
 from tests.conftest import StartGateway, json_socket
 from tests.redis_servers import RedisServer
 
 
-async def test_what_is_written_at_one_node_is_pushed_at_another(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_what_is_written_at_one_node_is_pushed_at_another(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         await level(a, b)
         await until(at_b, "subscribed", action="subscribe", collection="m")
@@ -37,8 +37,8 @@ async def test_what_is_written_at_one_node_is_pushed_at_another(fleet: Fleet) ->
         await level(a, b)
 
 
-async def test_a_search_waits_for_what_another_node_acknowledged(fleet: Fleet) -> None:
-    async with fleet.node("a") as (_, at_a), fleet.node("b") as (_, at_b):
+async def test_a_search_waits_for_what_another_node_acknowledged(nodes: Nodes) -> None:
+    async with nodes.node("a") as (_, at_a), nodes.node("b") as (_, at_b):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         await until(at_b, "document", action="get", collection="m", id="x")
         for i in range(20):
@@ -50,14 +50,14 @@ async def test_a_search_waits_for_what_another_node_acknowledged(fleet: Fleet) -
             assert f"d{i}" in {hit["id"] for hit in found["results"]}
 
 
-async def test_a_new_node_copies_what_there_is_while_it_changes(fleet: Fleet) -> None:
-    async with fleet.node("a", stream_changes=20) as (a, at_a):
+async def test_a_new_node_copies_what_there_is_while_it_changes(nodes: Nodes) -> None:
+    async with nodes.node("a", stream_changes=20) as (a, at_a):
         documents = [{"id": f"d{i}", "vector": [i, 1], "metadata": {"n": i}} for i in range(500)]
         await at_a.reply(action="upsert", collection="m", documents=documents)
         await at_a.reply(action="delete", collection="m", ids=["d1", "d2"])
         for i in range(50):
             await at_a.reply(action="patch", collection="m", id=f"d{10 + i}", changes={"again": True})
-        async with fleet.node("b", stream_changes=20) as (b, at_b):
+        async with nodes.node("b", stream_changes=20) as (b, at_b):
             for i in range(100):
                 await at_a.reply(action="upsert", collection="m", id=f"n{i}", vector=[1, i])
             await until(at_b, "document", action="get", collection="m", id="n99")
@@ -66,20 +66,20 @@ async def test_a_new_node_copies_what_there_is_while_it_changes(fleet: Fleet) ->
             assert again["results"] == [{"id": "d1", "version": 3, "status": "inserted"}]
 
 
-async def test_a_copy_brings_the_event_ids_along(fleet: Fleet) -> None:
-    async with fleet.node("a", stream_changes=5) as (_, at_a):
+async def test_a_copy_brings_the_event_ids_along(nodes: Nodes) -> None:
+    async with nodes.node("a", stream_changes=5) as (_, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2], event_id="e1")
         for i in range(50):
             await at_a.reply(action="upsert", collection="m", id=f"n{i}", vector=[1, i])
-        async with fleet.node("b", stream_changes=5) as (b, at_b):
+        async with nodes.node("b", stream_changes=5) as (b, at_b):
             while (await ask(b, "/v1/nodes"))["nodes"][1]["index_versions"] != {"m": 51}:
                 await asyncio.sleep(0.01)
             ack = await at_b.reply(action="upsert", collection="m", id="x", vector=[9, 9], event_id="e1")
             assert ack["results"][0]["status"] == "duplicate"
 
 
-async def test_a_collection_made_on_two_nodes_at_once_is_one(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_a_collection_made_on_two_nodes_at_once_is_one(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         acks = await asyncio.gather(
             at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2]),
             at_b.reply(action="upsert", collection="m", id="y", vector=[2, 1]),
@@ -92,9 +92,9 @@ async def test_a_collection_made_on_two_nodes_at_once_is_one(fleet: Fleet) -> No
         assert len(epochs) == 1
 
 
-async def test_a_dropped_collection_goes_everywhere_also_from_who_was_away(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a):
-        async with fleet.node("b") as (b, at_b):
+async def test_a_dropped_collection_goes_everywhere_also_from_who_was_away(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a):
+        async with nodes.node("b") as (b, at_b):
             await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
             await at_a.reply(action="upsert", collection="n", id="x", vector=[1, 2])
             for name in ("m", "n"):
@@ -105,19 +105,19 @@ async def test_a_dropped_collection_goes_everywhere_also_from_who_was_away(fleet
                 await asyncio.sleep(0.01)
         await ask(a, "/v1/collections/m", "DELETE")
         await at_a.reply(action="upsert", collection="m", id="other", vector=[1, 2, 3])
-        async with fleet.node("b") as (b, at_b):
+        async with nodes.node("b") as (b, at_b):
             await until(at_b, "document", action="get", collection="m", id="other")
             assert (await ask(b, "/v1/collections/m"))["dimension"] == 3
 
 
 async def test_a_node_with_another_collection_of_that_name_keeps_it_and_says_so(
-    fleet: Fleet, start_gateway: StartGateway, tmp_path: Path
+    nodes: Nodes, start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     async with start_gateway(data_dir=tmp_path / "b") as alone, json_socket(alone.ws) as socket:
         await socket.reply(action="upsert", collection="m", id="mine", vector=[1, 2])
-    async with fleet.node("a") as (_, at_a):
+    async with nodes.node("a") as (_, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
-        async with fleet.node("b", write_wait_s=0.3) as (b, at_b):
+        async with nodes.node("b", write_wait_s=0.3) as (b, at_b):
             assert (await at_b.reply(action="get", collection="m", id="mine"))["type"] == "document"
             refused = await at_b.reply(action="upsert", collection="m", id="y", vector=[1, 2])
             assert refused["code"] == "storage_unavailable"
@@ -125,20 +125,20 @@ async def test_a_node_with_another_collection_of_that_name_keeps_it_and_says_so(
 
 
 async def test_what_was_there_before_the_cluster_is_shared(
-    fleet: Fleet, start_gateway: StartGateway, tmp_path: Path
+    nodes: Nodes, start_gateway: StartGateway, tmp_path: Path
 ) -> None:
     async with start_gateway(data_dir=tmp_path / "a") as alone, json_socket(alone.ws) as socket:
         for i in range(30):
             await socket.reply(action="upsert", collection="m", id=f"d{i}", vector=[1, i])
-    async with fleet.node("a") as (a, _), fleet.node("b") as (b, at_b):
+    async with nodes.node("a") as (a, _), nodes.node("b") as (b, at_b):
         await until(at_b, "document", action="get", collection="m", id="d29")
         ack = await until(at_b, "ack", action="patch", collection="m", id="d0", changes={"x": 1})
         assert ack["index_version"] == 31
         await level(a, b)
 
 
-async def test_nodes_are_listed_with_their_lag(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_nodes_are_listed_with_their_lag(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         await until(at_b, "document", action="get", collection="m", id="x")
         while [node["lag"] for node in (await ask(b, "/v1/nodes"))["nodes"]] != [{"m": 0}, {"m": 0}]:
@@ -148,12 +148,12 @@ async def test_nodes_are_listed_with_their_lag(fleet: Fleet) -> None:
             ("a", a.ws, a.http),
             ("b", b.ws, b.http),
         ]
-    async with fleet.node("c") as (c, _):
+    async with nodes.node("c") as (c, _):
         assert [node["name"] for node in (await ask(c, "/v1/nodes"))["nodes"]] == ["c"]
 
 
-async def test_metrics_tell_of_redis_and_of_writes(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a):
+async def test_metrics_tell_of_redis_and_of_writes(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
 
         def metrics() -> str:
@@ -167,18 +167,18 @@ async def test_metrics_tell_of_redis_and_of_writes(fleet: Fleet) -> None:
         assert sent > 1
 
 
-async def test_a_wrong_password_keeps_a_node_from_starting(fleet: Fleet, shared_redis: RedisServer) -> None:
+async def test_a_wrong_password_keeps_a_node_from_starting(nodes: Nodes, shared_redis: RedisServer) -> None:
     wrong = shared_redis.url.replace("redis://", "redis://:wrong@")
     with pytest.raises(StartupError, match="redis_url"):
-        async with fleet.node("a", redis_url=wrong):
+        async with nodes.node("a", redis_url=wrong):
             pass
 
 
-async def test_a_node_starts_without_redis_and_serves_what_it_has(fleet: Fleet, redis: RedisServer) -> None:
-    async with fleet.node("a", redis_url=redis.url) as (_, at_a):
+async def test_a_node_starts_without_redis_and_serves_what_it_has(nodes: Nodes, redis: RedisServer) -> None:
+    async with nodes.node("a", redis_url=redis.url) as (_, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
     redis.kill()
-    async with fleet.node("a", redis_url=redis.url, write_wait_s=0.2) as (a, at_a):
+    async with nodes.node("a", redis_url=redis.url, write_wait_s=0.2) as (a, at_a):
         assert (await at_a.reply(action="search", collection="m", vector=[1, 2]))["results"][0]["id"] == "x"
         refused = await at_a.reply(action="upsert", collection="m", id="y", vector=[1, 2])
         assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True)
@@ -187,8 +187,8 @@ async def test_a_node_starts_without_redis_and_serves_what_it_has(fleet: Fleet, 
         await until(at_a, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
 
 
-async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: Fleet) -> None:
-    async with edged(fleet) as (hosts, edge, socket):
+async def test_an_edge_writes_reads_and_searches_where_the_collection_is(nodes: Nodes) -> None:
+    async with edged(nodes) as (hosts, edge, socket):
         ack = await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2], metadata={"a": 1}, content="c")
         assert ack["results"] == [{"id": "x", "version": 1, "status": "inserted"}]
         got = await socket.reply(action="get", collection="m", id="x", include=["content", "vector"])
@@ -230,17 +230,17 @@ async def test_an_edge_writes_reads_and_searches_where_the_collection_is(fleet: 
     ],
 )
 async def test_an_edge_refuses_numbers_that_cannot_be_passed_on_as_a_host_does(
-    fleet: Fleet, command: dict[str, Any], code: str, field: str
+    nodes: Nodes, command: dict[str, Any], code: str, field: str
 ) -> None:
-    async with edged(fleet, 1) as (hosts, _, socket), json_socket(hosts[0].ws) as at_host:
+    async with edged(nodes, 1) as (hosts, _, socket), json_socket(hosts[0].ws) as at_host:
         await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
         for one in (socket, at_host):
             refused = await one.reply(collection="m", **command)
             assert (refused["code"], refused["field"]) == (code, field)
 
 
-async def test_what_a_client_calls_a_command_needs_not_be_passed_on(fleet: Fleet) -> None:
-    async with edged(fleet, 1) as (_, _, socket):
+async def test_what_a_client_calls_a_command_needs_not_be_passed_on(nodes: Nodes) -> None:
+    async with edged(nodes, 1) as (_, _, socket):
         await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
         for command in (
             {"action": "search", "vector": [1, 2]},
@@ -255,11 +255,11 @@ async def test_an_edge_that_finds_no_redis_says_of_no_collection_that_it_is_none
 ) -> None:
     """Clients that came back to an edge were told `not_found`, which ended what they watched and subscribed to for good."""
     with RedisServer() as redis:
-        fleet = Fleet(start_gateway, redis, tmp_path)
-        async with fleet.node("host") as (_, at_host):
+        nodes = Nodes(start_gateway, redis, tmp_path)
+        async with nodes.node("host") as (_, at_host):
             await at_host.reply(action="upsert", collection="m", id="x", vector=[1, 2])
             redis.kill()
-            async with fleet.node("edge", collections="nothing") as (_, socket):
+            async with nodes.node("edge", collections="nothing") as (_, socket):
                 for command in (
                     {"action": "watch", "vector": [1, 2]},
                     {"action": "subscribe"},
@@ -271,21 +271,21 @@ async def test_an_edge_that_finds_no_redis_says_of_no_collection_that_it_is_none
                     assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True), command
 
 
-async def test_an_edge_that_has_heard_of_no_host_does_not_say_that_a_collection_is_none(fleet: Fleet) -> None:
+async def test_an_edge_that_has_heard_of_no_host_does_not_say_that_a_collection_is_none(nodes: Nodes) -> None:
     """It and Redis, emptied, may both have started again, before hosts have entered what they have."""
-    async with fleet.node("edge", collections="nothing") as (_, socket):
+    async with nodes.node("edge", collections="nothing") as (_, socket):
         for command in ({"action": "watch", "vector": [1, 2]}, {"action": "subscribe"}):
             refused = await socket.reply(collection="m", **command)
             assert (refused["code"], refused["retryable"]) == ("storage_unavailable", True), command
-        async with fleet.node("host"):
+        async with nodes.node("host"):
             await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
             search = {"action": "search", "collection": "n", "vector": [1, 2]}
             while (refused := await socket.reply(**search))["code"] != "not_found":
                 assert refused["code"] == "storage_unavailable"
 
 
-async def test_an_edge_knows_of_collections_that_redis_has_forgotten(fleet: Fleet) -> None:
-    async with edged(fleet, 1) as (hosts, edge, socket):
+async def test_an_edge_knows_of_collections_that_redis_has_forgotten(nodes: Nodes) -> None:
+    async with edged(nodes, 1) as (hosts, edge, socket):
         await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
         cluster = edge.node.cluster
         assert isinstance(cluster, SharedCluster)
@@ -302,8 +302,8 @@ async def test_an_edge_knows_of_collections_that_redis_has_forgotten(fleet: Flee
         assert not await cluster._forgotten({}), "it was dropped"
 
 
-async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(fleet: Fleet) -> None:
-    async with edged(fleet) as (hosts, edge, socket), json_socket(edge.ws) as watcher:
+async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(nodes: Nodes) -> None:
+    async with edged(nodes) as (hosts, edge, socket), json_socket(edge.ws) as watcher:
         documents = [{"id": "x", "vector": [1, 2]}, {"id": "y", "vector": [1, 2]}]
         await socket.reply(action="upsert", collection="m", documents=documents)
         await watcher.reply(action="subscribe", collection="m")
@@ -338,10 +338,10 @@ async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(fleet: Fl
         await level(*hosts)
 
 
-async def test_the_rate_of_writes_is_that_of_the_node_they_first_come_to(fleet: Fleet) -> None:
+async def test_the_rate_of_writes_is_that_of_the_node_they_first_come_to(nodes: Nodes) -> None:
     async with (
-        fleet.node("host", max_writes_per_s=0.1) as (_, at_host),
-        fleet.node("edge", collections="nothing", max_writes_per_s=5) as (_, at_edge),
+        nodes.node("host", max_writes_per_s=0.1) as (_, at_host),
+        nodes.node("edge", collections="nothing", max_writes_per_s=5) as (_, at_edge),
     ):
         await until(at_edge, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
         ids = [f"{i}" for i in range(5)]
@@ -354,7 +354,7 @@ async def test_the_rate_of_writes_is_that_of_the_node_they_first_come_to(fleet: 
 
 
 async def test_a_slow_text_at_an_edge_holds_up_nothing_but_its_own_document(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One call was under way at a time, and a call that took longer than nodes may take was given up though applied."""
     monkeypatch.setattr(peers, "ALIVE_S", 0.01)
@@ -362,7 +362,7 @@ async def test_a_slow_text_at_an_edge_holds_up_nothing_but_its_own_document(
     async with running(dimension=2) as provider:
         provider.otherwise = faults.waiting(answer, ok)
         model = {"url": provider.url, "model": "m", "dimension": 2}
-        async with edged(fleet, models={"slow": model}) as (hosts, edge, socket):
+        async with edged(nodes, models={"slow": model}) as (hosts, edge, socket):
             await ask(edge, "/v1/collections/m", "PUT", {"model": "slow"})
             await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
             async with json_socket(edge.ws) as other:
@@ -382,10 +382,10 @@ async def test_a_slow_text_at_an_edge_holds_up_nothing_but_its_own_document(
 
 
 async def test_a_host_that_is_behind_does_not_answer_for_what_it_has_not(
-    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An edge that followed another host took its answer for whole, and passed over changes for good."""
-    async with fleet.node("a") as (gateway, socket):
+    async with nodes.node("a") as (gateway, socket):
         await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         hosted = gateway.node.hosted("m")
         call = ChangesCall(Span(0, 0, 2), 10, 1000, False, hosted.epoch)
@@ -400,8 +400,8 @@ async def test_a_host_that_is_behind_does_not_answer_for_what_it_has_not(
             await answering.answer(hosted, "changes", ahead)
 
 
-async def test_the_room_at_an_edge_is_the_room(fleet: Fleet) -> None:
-    async with edged(fleet) as (_, edge, socket), json_socket(edge.ws) as filtered, json_socket(edge.ws) as late:
+async def test_the_room_at_an_edge_is_the_room(nodes: Nodes) -> None:
+    async with edged(nodes) as (_, edge, socket), json_socket(edge.ws) as filtered, json_socket(edge.ws) as late:
         await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2], metadata={"kind": "a"})
         await socket.reply(action="subscribe", collection="m", include=["vector"])
         await filtered.reply(action="subscribe", collection="m", filter={"kind": "a"})
@@ -421,8 +421,8 @@ async def test_the_room_at_an_edge_is_the_room(fleet: Fleet) -> None:
         assert [event["index_version"] for event in missed] == list(range(2, 303))
 
 
-async def test_watches_hear_of_writes_at_other_hosts(fleet: Fleet) -> None:
-    async with fleet.node("a") as (_, at_a), fleet.node("b") as (b, at_b):
+async def test_watches_hear_of_writes_at_other_hosts(nodes: Nodes) -> None:
+    async with nodes.node("a") as (_, at_a), nodes.node("b") as (b, at_b):
         await until(at_a, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
         while "m" not in b.node.holdings():
             await asyncio.sleep(0.01)
@@ -433,10 +433,10 @@ async def test_watches_hear_of_writes_at_other_hosts(fleet: Fleet) -> None:
             added += [item["id"] for item in (await at_b.receive())["added"]]
 
 
-async def test_an_edge_goes_on_with_another_host_when_one_is_gone(fleet: Fleet) -> None:
-    async with fleet.node("stays") as (stays, _), AsyncExitStack() as first:
-        await first.enter_async_context(fleet.node("goes"))
-        async with fleet.node("edge", collections="nothing") as (edge, socket), json_socket(edge.ws) as watcher:
+async def test_an_edge_goes_on_with_another_host_when_one_is_gone(nodes: Nodes) -> None:
+    async with nodes.node("stays") as (stays, _), AsyncExitStack() as first:
+        await first.enter_async_context(nodes.node("goes"))
+        async with nodes.node("edge", collections="nothing") as (edge, socket), json_socket(edge.ws) as watcher:
             await until(socket, "ack", action="upsert", collection="m", id="x", vector=[1, 2])
             while "m" not in stays.node.holdings():
                 await asyncio.sleep(0.01)
@@ -455,8 +455,8 @@ async def test_an_edge_goes_on_with_another_host_when_one_is_gone(fleet: Fleet) 
             assert seen == sorted(set(seen))
 
 
-async def test_collections_are_spread_over_nodes_that_host_some(fleet: Fleet) -> None:
-    async with fleet.node("a", collections="m") as (a, at_a), fleet.node("b", collections="n") as (b, at_b):
+async def test_collections_are_spread_over_nodes_that_host_some(nodes: Nodes) -> None:
+    async with nodes.node("a", collections="m") as (a, at_a), nodes.node("b", collections="n") as (b, at_b):
         await until(at_a, "ack", action="upsert", collection="n", id="x", vector=[1, 2])
         await until(at_b, "ack", action="upsert", collection="m", id="y", vector=[1, 2])
         assert (list(a.node.holdings()), list(b.node.holdings())) == (["m"], ["n"])
@@ -466,8 +466,8 @@ async def test_collections_are_spread_over_nodes_that_host_some(fleet: Fleet) ->
         assert (refused["code"], refused["retryable"]) == ("overloaded", True)
 
 
-async def test_the_command_lists_nodes(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a):
+async def test_the_command_lists_nodes(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         command = [sys.executable, "-m", "hotindex", "nodes", "--http-url", a.http]
         for flags, expected in (([], "a     "), (["--json"], '{"name":"a",')):
@@ -479,8 +479,8 @@ async def test_the_command_lists_nodes(fleet: Fleet) -> None:
             assert a.ws in lines[-1]
 
 
-async def test_a_collection_dropped_and_made_again_in_turns_is_one_in_the_end(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_a_collection_dropped_and_made_again_in_turns_is_one_in_the_end(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         for i in range(12):
             await until(at_a, "ack", action="upsert", collection="m", id=f"d{i}", vector=[1, 2])
             await at_b.send({"action": "patch", "collection": "m", "id": f"d{i}", "changes": {"x": 1}})
@@ -490,9 +490,9 @@ async def test_a_collection_dropped_and_made_again_in_turns_is_one_in_the_end(fl
         await level(a, b)
 
 
-async def test_a_forwarded_batch_that_comes_twice_is_applied_once(fleet: Fleet) -> None:
+async def test_a_forwarded_batch_that_comes_twice_is_applied_once(nodes: Nodes) -> None:
     """A host that was frozen carries out what it was asked to long after another host did."""
-    async with edged(fleet, hosts=1) as ((host,), edge, socket):
+    async with edged(nodes, hosts=1) as ((host,), edge, socket):
         await socket.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         bodies: list[bytes] = []
         answer = host.node.answer
@@ -524,8 +524,8 @@ async def test_a_forwarded_batch_that_comes_twice_is_applied_once(fleet: Fleet) 
         ("/v1/peer/n/make", msgpack.packb({"name": "../n", "dimension": 2}), "invalid_message"),
     ],
 )
-async def test_what_a_peer_sends_is_checked(fleet: Fleet, path: str, body: bytes, code: str) -> None:
-    async with fleet.node("a") as (a, at_a):
+async def test_what_a_peer_sends_is_checked(nodes: Nodes, path: str, body: bytes, code: str) -> None:
+    async with nodes.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
 
         def answer() -> tuple[int, bytes]:
@@ -539,13 +539,13 @@ async def test_what_a_peer_sends_is_checked(fleet: Fleet, path: str, body: bytes
         assert list(a.node.holdings()) == ["m"]
 
 
-async def test_collections_that_are_left_to_others_keep_their_folder(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a):
+async def test_collections_that_are_left_to_others_keep_their_folder(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
-        async with fleet.node("b") as (b, at_b):
+        async with nodes.node("b") as (b, at_b):
             while "m" not in b.node.holdings():
                 await asyncio.sleep(0.01)
-        async with fleet.node("b", collections="other") as (b, at_b):
+        async with nodes.node("b", collections="other") as (b, at_b):
             await until(at_b, "document", action="get", collection="m", id="x")
             assert b.node.holdings() == {}
             refused = await at_b.reply(action="search", collection="m", vector=[1, 2, 3])
@@ -554,7 +554,7 @@ async def test_collections_that_are_left_to_others_keep_their_folder(fleet: Flee
 
 
 @pytest.mark.parametrize("collections", [",", "a,../b", "bad name"])
-async def test_collections_to_host_have_valid_names(fleet: Fleet, collections: str) -> None:
+async def test_collections_to_host_have_valid_names(nodes: Nodes, collections: str) -> None:
     with pytest.raises(StartupError, match="collections"):
-        async with fleet.node("a", collections=collections):
+        async with nodes.node("a", collections=collections):
             pass

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.app import Gateway
-from tests.cluster.nodes import Fleet, ask, edged, level
+from tests.cluster.nodes import Nodes, ask, edged, level
 from tests.conftest import JsonMessage, json_socket
 from tests.server.test_users import add_items, did, recommended
 
@@ -39,8 +39,8 @@ async def same(one: Gateway, other: Gateway, user: str, version: int) -> JsonMes
         await asyncio.sleep(0.02)
 
 
-async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_what_a_user_does_at_one_node_is_known_at_another(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await add_items(at_a)
         assert (await did(at_a, "ann", "purchase", "g1-0"))["type"] == "ack"
         await both_host(a, b)
@@ -54,8 +54,8 @@ async def test_what_a_user_does_at_one_node_is_known_at_another(fleet: Fleet) ->
         assert await recommended(at_a, "ann", k=3, diversity=0) == await recommended(at_b, "ann", k=3, diversity=0)
 
 
-async def test_who_asks_before_users_are_copied_waits_for_them(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_who_asks_before_users_are_copied_waits_for_them(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await add_items(at_a)
         await level(a, b, collection="items")
         joining, gate = b.node.join, asyncio.Event()
@@ -74,8 +74,8 @@ async def test_who_asks_before_users_are_copied_waits_for_them(fleet: Fleet, mon
         assert len(await asking) == 3
 
 
-async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_what_is_popular_is_counted_at_every_node(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await add_items(at_a)
         for n in range(5):
             await did(at_a, f"u{n}", "purchase", "g3-5")
@@ -88,8 +88,8 @@ async def test_what_is_popular_is_counted_at_every_node(fleet: Fleet) -> None:
         assert (await recommended(at_b, "nobody", k=1)) == ["g0-0"]
 
 
-async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, at_b):
+async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, at_b):
         await add_items(at_a)
         await did(at_a, "ann", "click", "g1-0")
         await both_host(a, b)
@@ -102,8 +102,8 @@ async def test_a_watch_at_one_node_hears_of_what_the_user_does_at_another(fleet:
         assert "g2-0" not in update["recommendations"]
 
 
-async def test_an_edge_learns_where_the_collection_is(fleet: Fleet) -> None:
-    async with edged(fleet) as (hosts, edge, socket):
+async def test_an_edge_learns_where_the_collection_is(nodes: Nodes) -> None:
+    async with edged(nodes) as (hosts, edge, socket):
         await add_items(socket)
         await level(*hosts, collection="items")
         first = await did(socket, "ann", "purchase", "g1-0", event_id="e")
@@ -123,8 +123,8 @@ async def test_an_edge_learns_where_the_collection_is(fleet: Fleet) -> None:
         assert not edge.node.holdings()
 
 
-async def test_users_are_dropped_with_their_collection_everywhere(fleet: Fleet) -> None:
-    async with fleet.node("a") as (a, at_a), fleet.node("b") as (b, _), json_socket(b.ws) as at_b:
+async def test_users_are_dropped_with_their_collection_everywhere(nodes: Nodes) -> None:
+    async with nodes.node("a") as (a, at_a), nodes.node("b") as (b, _), json_socket(b.ws) as at_b:
         await add_items(at_a)
         await did(at_a, "ann", "click", "g1-0")
         await both_host(a, b)

@@ -23,7 +23,7 @@ from gateway.node.peers import PeerClient, PeerRefused
 from gateway.node.relaying import Relayed, Relaying
 from gateway.node.watches import Opened
 from gateway.protocol.messages import Watch
-from tests.cluster.nodes import Fleet, ask, edged, level, until
+from tests.cluster.nodes import Nodes, ask, edged, level, until
 from tests.conftest import JsonMessage, JsonSocket, json_socket
 from tests.server.test_users import add_items, axis, did, recommended
 from tests.server.test_watch import Model, Watcher, at, fill, put, some_write, watcher
@@ -65,9 +65,9 @@ class Scene:
 
 
 @asynccontextmanager
-async def watched(fleet: Fleet, hosts: int = 1, *, binary: bool = False, **settings: Any) -> AsyncIterator[Scene]:
+async def watched(nodes: Nodes, hosts: int = 1, *, binary: bool = False, **settings: Any) -> AsyncIterator[Scene]:
     async with (
-        edged(fleet, hosts, **settings) as (gateways, edge, socket),
+        edged(nodes, hosts, **settings) as (gateways, edge, socket),
         watcher(edge, binary=binary) as client,
     ):
         await until(socket, "ack", action="upsert", collection="m", id="d00", vector=at(0), metadata={"n": 0})
@@ -81,8 +81,8 @@ async def eventually(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.01)
 
 
-async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_the_first_answer_and_what_changes(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         client = scene.client
         answer = await client.ask(action="watch", collection="m", vector=[1, 0], k=2)
         watch_id = answer["watch_id"]
@@ -114,8 +114,8 @@ async def test_the_first_answer_and_what_changes(fleet: Fleet) -> None:
         assert client.ids(watch_id) == ["new", "d01"]
 
 
-async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:
-    async with edged(fleet, 1) as (_, edge, socket), watcher(edge) as client:
+async def test_texts_are_embedded_where_the_collection_is(nodes: Nodes) -> None:
+    async with edged(nodes, 1) as (_, edge, socket), watcher(edge) as client:
         for document_id, content in (("a", "red running shoes"), ("b", "a garden hose")):
             await until(socket, "ack", action="upsert", collection="m", id=document_id, content=content)
         watch_id = await client.watch(text="running shoes", k=1)
@@ -125,8 +125,8 @@ async def test_texts_are_embedded_where_the_collection_is(fleet: Fleet) -> None:
         assert client.ids(watch_id) == ["c"]
 
 
-async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_a_watch_of_a_document_follows_its_vector(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         watch_id = await scene.client.watch(id="d00", k=2)
         assert scene.client.ids(watch_id) == ["d01", "d02"]
         ack = await put(scene.socket, "d00", 1.0)
@@ -134,8 +134,8 @@ async def test_a_watch_of_a_document_follows_its_vector(fleet: Fleet) -> None:
         assert scene.client.ids(watch_id)[0] == "d20"
 
 
-async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_documents_come_into_filters_and_leave_them(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         where = {"n": {"$gte": 10}}
         watch_id = await scene.client.watch(vector=[1, 0], k=3, filter=where)
         assert scene.client.ids(watch_id) == ["d10", "d11", "d12"]
@@ -146,12 +146,12 @@ async def test_documents_come_into_filters_and_leave_them(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("binary", [False, True])
-async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bool) -> None:
+async def test_vectors_and_content_come_with_every_item(nodes: Nodes, binary: bool) -> None:
     def vector(item: JsonMessage) -> list[float]:
         found = np.frombuffer(item["vector"], np.float32) if binary else item["vector"]
         return [float(number) for number in found]
 
-    async with watched(fleet, binary=binary) as scene:
+    async with watched(nodes, binary=binary) as scene:
         client, socket = scene.client, scene.socket
         await socket.reply(action="upsert", collection="m", id="d00", vector=at(0), content="the first")
         first = await client.ask(action="watch", collection="m", vector=[1, 0], k=2, include=["content", "vector"])
@@ -166,9 +166,9 @@ async def test_vectors_and_content_come_with_every_item(fleet: Fleet, binary: bo
 
 
 @pytest.mark.parametrize("binary", [False, True])
-async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary: bool) -> None:
+async def test_every_list_is_the_top_k_at_its_index_version(nodes: Nodes, binary: bool) -> None:
     rng, model = random.Random(7), Model()
-    async with edged(fleet, 2) as (hosts, edge, socket), watcher(edge, binary=binary) as client:
+    async with edged(nodes, 2) as (hosts, edge, socket), watcher(edge, binary=binary) as client:
         await ask(edge, "/v1/collections/m", "PUT", {"dimension": 6, "metric": "ip"})
         await level(*hosts)
 
@@ -213,8 +213,8 @@ async def test_every_list_is_the_top_k_at_its_index_version(fleet: Fleet, binary
         assert [score for _, score in told] == pytest.approx([score for _, score in top], abs=1e-5)
 
 
-async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None:
-    async with edged(fleet) as (hosts, edge, socket), json_socket(edge.ws) as client:
+async def test_watches_of_a_user_follow_what_the_user_does(nodes: Nodes) -> None:
+    async with edged(nodes) as (hosts, edge, socket), json_socket(edge.ws) as client:
         await until(socket, "ack", action="upsert", collection="items", id="first", vector=axis(7))
         await add_items(socket)
         await level(*hosts, collection="items")
@@ -242,8 +242,8 @@ async def test_watches_of_a_user_follow_what_the_user_does(fleet: Fleet) -> None
             assert update.get("watch_id", watching["watch_id"]) == watching["watch_id"], "one push, that of the watch"
 
 
-async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         client, socket = scene.client, scene.socket
         one, other = await client.watch(vector=[1, 0], k=3), await client.watch(vector=[0, 1], k=3)
         assert scene.lent == 2
@@ -258,8 +258,8 @@ async def test_unwatch_ends_a_watch_at_its_host_and_others_go_on(fleet: Fleet) -
         assert scene.client.ids(await client.watch(vector=[1, 0], k=2)) == ["d00", "first"], "after the last had ended"
 
 
-async def test_watches_end_with_their_connection(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_watches_end_with_their_connection(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         async with watcher(scene.edge) as client:
             await client.watch(vector=[1, 0])
             await client.watch(vector=[1, 0], filter={"n": 1})
@@ -269,8 +269,8 @@ async def test_watches_end_with_their_connection(fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize("where", ["host", "edge"])
-async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str) -> None:
-    async with watched(fleet) as scene:
+async def test_who_watches_a_dropped_collection_is_told(nodes: Nodes, where: str) -> None:
+    async with watched(nodes) as scene:
         watch_id = await scene.client.watch(vector=[1, 0])
         at_fault = scene.hosts[0] if where == "host" else scene.edge
         await ask(at_fault, "/v1/collections/m", "DELETE")
@@ -281,7 +281,7 @@ async def test_who_watches_a_dropped_collection_is_told(fleet: Fleet, where: str
         assert scene.client.ids(answer["watch_id"]) == ["again"]
 
 
-async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> None:
+async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(nodes: Nodes) -> None:
     wrong: list[tuple[JsonMessage, str, str | None]] = [
         ({}, "invalid_argument", "vector"),
         ({"vector": [1, 0], "id": "d00"}, "invalid_argument", "vector"),
@@ -300,7 +300,7 @@ async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> 
         ({"user_id": ""}, "invalid_argument", "user_id"),
         ({"vector": [1, 0], "collection": "none"}, "not_found", "collection"),
     ]
-    async with watched(fleet, max_watches=2) as scene, watcher(scene.hosts[0]) as at_host:
+    async with watched(nodes, max_watches=2) as scene, watcher(scene.hosts[0]) as at_host:
         for command, code, field in wrong:
             answer = await scene.client.ask(action="watch", **{"collection": "m", **command})
             assert (answer["type"], answer["code"]) == ("error", code), command
@@ -314,9 +314,9 @@ async def test_what_is_wrong_with_a_watch_is_told_as_at_a_host(fleet: Fleet) -> 
         assert "the limit is 2" in refused["message"]
 
 
-async def test_a_number_that_nodes_cannot_pass_on_ends_no_others_watches(fleet: Fleet) -> None:
+async def test_a_number_that_nodes_cannot_pass_on_ends_no_others_watches(nodes: Nodes) -> None:
     """All who watched at the edge were sent away."""
-    async with watched(fleet) as scene, json_socket(scene.edge.ws) as other:
+    async with watched(nodes) as scene, json_socket(scene.edge.ws) as other:
         watch_id = await scene.client.watch(vector=[1, 0], k=2)
         refused = await other.ask(action="watch", collection="m", vector=[1, 0], k=2**70, ref=2**70)
         assert (refused["code"], refused["field"], refused["ref"]) == ("invalid_argument", "k", 2**70)
@@ -327,9 +327,9 @@ async def test_a_number_that_nodes_cannot_pass_on_ends_no_others_watches(fleet: 
         assert scene.client.ids(watch_id) == ["d00", "new"]
 
 
-async def test_a_watch_waits_at_the_edge_for_what_no_host_has(fleet: Fleet) -> None:
+async def test_a_watch_waits_at_the_edge_for_what_no_host_has(nodes: Nodes) -> None:
     """Waiting at the host it would hold up what others begin to watch."""
-    async with watched(fleet, read_wait_s=0.1) as scene:
+    async with watched(nodes, read_wait_s=0.1) as scene:
         ack = await put(scene.socket, "new", 0.01)
         seen = await scene.client.ask(
             action="watch", collection="m", vector=[1, 0], k=2, min_index_version=ack["index_version"]
@@ -340,8 +340,8 @@ async def test_a_watch_waits_at_the_edge_for_what_no_host_has(fleet: Fleet) -> N
         assert scene.lent == 1
 
 
-async def test_max_rate_gathers_changes(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_max_rate_gathers_changes(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         watch_id = await scene.client.watch(vector=[1, 0], k=3, max_rate=0.5)
         loop = asyncio.get_running_loop()
         await put(scene.socket, "a", 0.001)
@@ -355,8 +355,8 @@ async def test_max_rate_gathers_changes(fleet: Fleet) -> None:
         assert scene.client.ids(watch_id) == ["d00", "c", "a"]
 
 
-async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(fleet: Fleet) -> None:
-    async with watched(fleet) as scene, watcher(scene.edge) as other:
+async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(nodes: Nodes) -> None:
+    async with watched(nodes) as scene, watcher(scene.edge) as other:
         client, socket = scene.client, scene.socket
         watch_id = await client.watch(vector=[1, 0], k=10)
         stalled = scene.relayed
@@ -385,8 +385,8 @@ async def test_who_does_not_read_is_told_one_difference_and_holds_up_nobody(flee
         assert len(client.updates) == told + 1
 
 
-async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         await scene.client.watch(vector=[1, 0], k=3)
         async with scene.edge.node._hosting.changing:
             await scene.edge.node._let_go("m")
@@ -398,8 +398,8 @@ async def test_a_node_that_begins_to_host_sends_clients_away_who_watch_anew(flee
         await eventually(lambda: scene.lent <= 1)
 
 
-async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:
-    async with watched(fleet) as scene:
+async def test_watches_are_counted_at_both_nodes(nodes: Nodes) -> None:
+    async with watched(nodes) as scene:
         for vector in ([1, 0], [0, 1]):
             await scene.client.watch(vector=vector, k=3)
         await put(scene.socket, "new", 0.0)
@@ -421,10 +421,10 @@ async def test_watches_are_counted_at_both_nodes(fleet: Fleet) -> None:
         assert (at_host["watches"], at_host["watch_updates"]) == (2, 1)
 
 
-async def test_a_host_that_is_behind_lends_nothing(fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_host_that_is_behind_lends_nothing(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it told would be older than what clients were told by another host."""
     monkeypatch.setattr(lending, "_REACH_S", 0.01)
-    async with watched(fleet) as scene:
+    async with watched(nodes) as scene:
         host, epoch = scene.hosts[0], scene.hosts[0].node.hosted("m").epoch
         client = PeerClient(5.0)
         try:
@@ -446,9 +446,9 @@ def watch_call(watch_id: str) -> bytes:
     return exchange.encode(WatchCall(watch_id, Watch(collection="m", vector=vector)))
 
 
-async def test_a_host_lends_nothing_of_a_collection_that_has_taken_the_place(fleet: Fleet) -> None:
+async def test_a_host_lends_nothing_of_a_collection_that_has_taken_the_place(nodes: Nodes) -> None:
     """Its first answer would have been told as a difference from what was told of the other."""
-    async with watched(fleet) as scene:
+    async with watched(nodes) as scene:
         host, epoch = scene.hosts[0], scene.hosts[0].node.hosted("m").epoch
         client = PeerClient(5.0)
         try:
@@ -489,9 +489,9 @@ class Leaver:
         pass
 
 
-async def test_a_watch_given_back_as_its_first_answer_is_told_ends(fleet: Fleet) -> None:
+async def test_a_watch_given_back_as_its_first_answer_is_told_ends(nodes: Nodes) -> None:
     """It was lent for as long as the edge was connected."""
-    async with watched(fleet) as scene:
+    async with watched(nodes) as scene:
         sink = Leaver()
         lending_ = scene.hosts[0].node.lend("m", sink)
         await lending_.take(exchange.encode(Greeting(scene.hosts[0].node.hosted("m").epoch, 0)))
@@ -505,8 +505,8 @@ async def test_a_watch_given_back_as_its_first_answer_is_told_ends(fleet: Fleet)
 @pytest.mark.parametrize(
     "said", [b"rubbish", b"", msgspec.msgpack.encode({"type": "watch"}), msgspec.msgpack.encode(["greeting"])]
 )
-async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> None:
-    async with fleet.node("a") as (a, at_a):
+async def test_who_says_something_else_is_cut_off(nodes: Nodes, said: bytes) -> None:
+    async with nodes.node("a") as (a, at_a):
         await at_a.reply(action="upsert", collection="m", id="x", vector=[1, 2])
         async with (
             aiohttp.ClientSession() as http,
@@ -518,11 +518,11 @@ async def test_who_says_something_else_is_cut_off(fleet: Fleet, said: bytes) -> 
 
 
 async def test_what_a_host_refuses_later_is_asked_for_again_or_ends_the_connection(
-    fleet: Fleet,
+    nodes: Nodes,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(relaying, "_RETRY_S", 0.01)
-    async with watched(fleet) as scene:
+    async with watched(nodes) as scene:
         watch_id = await scene.client.watch(vector=[1, 0], k=3)
         hosted = scene.hosts[0].node.hosted("m")
         refusals: list[HotindexError] = [Overloaded("busy", retry_after_s=1.0), NotFound("gone", field="collection")]
