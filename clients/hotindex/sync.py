@@ -1,4 +1,4 @@
-"""The client for code without asyncio: the same methods, each returning its result."""
+"""The client for code without asyncio: the same methods save `listen`, each returning its result."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
-from hotindex import client, live
+from hotindex import client, live, recommendations, watch
 from hotindex.errors import HotindexError
 from hotindex.subscription import BUFFER, Subscription
 from hotindex.transaction import Gathering
-from hotindex.types import Ack, Event, Include, OnFull
+from hotindex.types import Ack, Change, Event, Include, Match, OnFull, Recommendation, RecommendationUpdate
 
 _T = TypeVar("_T")
 _P = ParamSpec("_P")
 _Item = TypeVar("_Item")
 _News = TypeVar("_News")
+_Watched = TypeVar("_Watched")
+_Handle = TypeVar("_Handle")
 
 
 def _returning(
@@ -34,13 +36,13 @@ def _returning(
 
 
 def _watching(
-    method: Callable[Concatenate[client.Client, _P], live.LiveList[_Item, _News]],
-) -> Callable[Concatenate[Client, _P], LiveList[_Item, _News]]:
-    """Return a method with the same arguments."""
+    method: Callable[Concatenate[client.Client, _P], _Watched], handle: Callable[[Client, _Watched], _Handle]
+) -> Callable[Concatenate[Client, _P], _Handle]:
+    """Return a method with the same arguments that returns a handle on what `method` does."""
 
     @functools.wraps(method)
-    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> LiveList[_Item, _News]:
-        return LiveList(self, method(self._opened(), *args, **kwargs))
+    def call(self: Client, /, *args: _P.args, **kwargs: _P.kwargs) -> _Handle:
+        return handle(self, method(self._opened(), *args, **kwargs))
 
     return call
 
@@ -66,7 +68,7 @@ class Transaction(Gathering):
 
 
 class LiveList(Generic[_Item, _News]):
-    """See `hotindex.Watch` and `hotindex.Recommendations`, whose `async with` and `async for` are `with` and `for` here."""
+    """What `Watch` and `Recommendations` have in common: `async with` and `async for` are `with` and `for` here."""
 
     def __init__(self, owner: Client, watched: live.LiveList[_Item, _News]) -> None:
         self.watch = watched
@@ -77,6 +79,15 @@ class LiveList(Generic[_Item, _News]):
     def results(self) -> tuple[_Item, ...]:
         """The present list, best first."""
         return self.watch.results
+
+    @property
+    def watch_id(self) -> str | None:
+        """The gateway's name for it; None while there is none over the present connection."""
+        return self.watch.watch_id
+
+    @property
+    def ended(self) -> bool:
+        return self.watch.ended
 
     def __enter__(self) -> Self:
         self._client.run(self.watch.__aenter__())
@@ -97,6 +108,40 @@ class LiveList(Generic[_Item, _News]):
     def close(self) -> None:
         """Have the gateway forget it."""
         self._client.finish(self.watch.close())
+
+
+class Watch(LiveList[Match, Change]):
+    """See `hotindex.Watch`."""
+
+    def __init__(self, owner: Client, watched: watch.Watch) -> None:
+        super().__init__(owner, watched)
+        self._watched = watched
+
+    @property
+    def collection(self) -> str:
+        return self._watched.collection
+
+    @property
+    def index_version(self) -> int | None:
+        """What `results` is as of. None until the gateway has answered."""
+        return self._watched.index_version
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether the gateway compares with every document. None until it has answered."""
+        return self._watched.exact
+
+
+class Recommendations(LiveList[Recommendation, RecommendationUpdate]):
+    """See `hotindex.Recommendations`."""
+
+    def __init__(self, owner: Client, watched: recommendations.Recommendations) -> None:
+        super().__init__(owner, watched)
+        self._watched = watched
+
+    @property
+    def user_id(self) -> str:
+        return self._watched.user_id
 
 
 class Client:
@@ -134,6 +179,10 @@ class Client:
         self.run(self.client.close())
         self._end()
 
+    @property
+    def greeting(self) -> dict[str, Any]:
+        return self._opened().greeting
+
     def _opened(self) -> client.Client:
         if not self._thread.is_alive():
             raise HotindexError(
@@ -168,8 +217,8 @@ class Client:
     search = _returning(client.Client.search)
     search_many = _returning(client.Client.search_many)
     ping = _returning(client.Client.ping)
-    watch = _watching(client.Client.watch)
-    recommendations = _watching(client.Client.recommendations)
+    watch = _watching(client.Client.watch, Watch)
+    recommendations = _watching(client.Client.recommendations, Recommendations)
 
     def transaction(self, collection: str, *, event_id: str | None = None, priority: int = 0) -> Transaction:
         """Return what gathers operations inside a `with`, and has them applied together: see `hotindex.Client`."""

@@ -290,6 +290,7 @@ def test_the_synchronous_client(tmp_path: Path) -> None:
         with pytest.raises(hotindex.NotFound):
             client.get("m", "a")
         client.ping()
+        assert client.greeting["type"] == "connected"
     with pytest.raises(hotindex.ConnectionLost), hotindex.sync.Client(gateway.ws):
         pass
 

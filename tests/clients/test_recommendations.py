@@ -312,7 +312,7 @@ async def test_the_synchronous_client(gateway: Gateway) -> None:
         with hotindex.sync.Client(gateway.ws) as client:
             client.upsert("items", [Document(f"g0-{i}", axis(0, 0.01 * i)) for i in range(4)])
             with client.recommendations("ann", collection="items", k=3) as watch:
-                assert len(watch.results) == 3
+                assert (len(watch.results), watch.user_id, watch.ended) == (3, "ann", False)
                 updates = iter(watch)
                 first = next(updates).results[0].id
                 assert client.interact("ann", "purchase", first, collection="items").results[0].status == "inserted"

@@ -79,3 +79,21 @@ async def test_a_dropped_collection_ends_it(gateway: Gateway) -> None:
             await drop(gateway, "m")
             with pytest.raises(hotindex.NotFound):
                 await anext(watch)
+
+
+async def test_the_synchronous_client_shows_of_a_watch_what_the_other_does(gateway: Gateway) -> None:
+    def use() -> None:
+        with hotindex.sync.Client(gateway.ws) as client:
+            client.upsert("m", id="a", vector=QUERY)
+            watch = client.watch("m", vector=QUERY, exact=True)
+            assert (watch.collection, watch.index_version, watch.exact, watch.watch_id) == ("m", None, None, None)
+            with watch:
+                assert (watch.index_version, watch.exact, watch.ended) == (1, True, False)
+                assert watch.watch_id is not None
+                changes = iter(watch)
+                next(changes)
+                client.upsert("m", id="b", vector=QUERY)
+                assert next(changes).index_version == watch.index_version == 2
+            assert watch.ended
+
+    await asyncio.to_thread(use)
