@@ -20,8 +20,9 @@ class Recommendations(LiveList[Recommendation, RecommendationUpdate]):
     `close`, and with an error, such as NotFound where the collection is dropped.
 
     The first update is the first list; another one comes when items come, leave, change places, or have other scores after
-    the user did something. A consumer that is busy gets the latest list alone. A lost connection is no more than that: the
-    gateway is asked again, and if other items or another order are its answer, that is one update.
+    the user did something. A list that the gateway sends again as it was is none, and a consumer that is busy gets the
+    latest list alone. A lost connection is no more than that: the gateway is asked again, and if other items or another
+    order are its answer, that is one update.
 
     `results` is the present list, in the gateway's order: where a list is to be diverse, that isn't quite the order of
     scores.

@@ -288,6 +288,21 @@ async def test_a_collection_made_again_is_gone_on_with() -> None:
     assert asked == again == {"action": "watch", "collection": "m", "user_id": "ann", "k": 10, "ref": 0}
 
 
+async def test_a_list_that_is_sent_again_as_it_was_yields_nothing() -> None:
+    async with (
+        scripted() as server,
+        Client(server.url, backoff=FAST) as client,
+        client.recommendations("ann", collection="m") as watch,
+    ):
+        await anext(watch)
+        waiting = asyncio.create_task(anext(watch))
+        await server.recommend("ann", {"b": 0.8, "a": 0.9})
+        await client.ping()
+        assert not waiting.done()
+        await server.recommend("ann", {"b": 0.8, "a": 0.7})
+        assert [one.score for one in (await waiting).results] == [0.8, 0.7]
+
+
 async def test_a_busy_consumer_gets_the_latest_list_alone() -> None:
     async with scripted() as server, Client(server.url, backoff=FAST) as client:
         async with client.recommendations("ann", collection="m") as watch:
