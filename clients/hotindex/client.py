@@ -56,7 +56,7 @@ class Client:
 
     @property
     def greeting(self) -> dict[str, Any]:
-        """The gateway's `connected` message."""
+        """The gateway's `connected` message, of the latest connection; empty before there is one."""
         return self._connection.greeting
 
     async def __aenter__(self) -> Self:
@@ -69,7 +69,10 @@ class Client:
         await self.close()
 
     async def connect(self) -> None:
-        """Connect. Raises ConnectionLost if the gateway can't be reached now; only later losses are made good."""
+        """Connect, and wait for the greeting. Raises ConnectionLost if the gateway can't be reached now, or doesn't greet.
+
+        Only later losses are made good; the gateway's closing the connection before it greets is one of these.
+        """
         await self._connection.open()
 
     async def close(self) -> None:

@@ -34,7 +34,7 @@ class Pushed(Protocol):
     def take(self, message: dict[str, Any]) -> None: ...
 
     def connected(self) -> None:
-        """There is a connection, of which nothing has been read yet."""
+        """There is a connection, of which nothing has been read yet, save the first one's greeting."""
         ...
 
     def interrupted(self) -> None:
@@ -63,7 +63,7 @@ class Connection:
     def __init__(self, url: str, timeout_s: float, backoff: Backoff, max_message_bytes: int) -> None:
         self.url = url
         self.greeting: dict[str, Any] = {}
-        """The gateway's `connected` message."""
+        """The gateway's `connected` message, of the latest connection."""
         self.pushed: tuple[Pushed, ...] = ()
         self._timeout_s = timeout_s
         self._backoff = backoff
@@ -86,10 +86,14 @@ class Connection:
         return self._connected.is_set()
 
     async def open(self) -> None:
-        """Connect. Raises ConnectionLost if the gateway can't be reached now; only later losses are made good."""
+        """Connect, and take the greeting.
+
+        Raises ConnectionLost if the gateway can't be reached now, or doesn't greet; only later losses are made good.
+        """
         assert self._runner is None, "a client connects once"
         try:
             connection = await self._dial()
+            await self._take_greeting(connection)
         except _UNREACHABLE as error:
             raise ConnectionLost(f"can't connect to {self.url}: {error}") from error
         except InvalidURI as error:
@@ -196,6 +200,18 @@ class Connection:
             close_timeout=min(self._timeout_s, _CLOSE_S),
         )
 
+    async def _take_greeting(self, connection: ClientConnection) -> None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._take_next(connection)
+        except ConnectionClosed:
+            return  # a loss like later ones, which `_run` meets first of all
+        except BaseException as error:
+            await connection.close()
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"no greeting within {self._timeout_s:g} s") from None
+            raise
+
     async def _run(self, connection: ClientConnection) -> None:
         """Read from one connection after the other."""
         while True:
@@ -206,13 +222,11 @@ class Connection:
                 pushed.connected()
             try:
                 while True:
-                    self._take(wire.decode(await connection.recv(decode=False)))
+                    await self._take_next(connection)
             except ConnectionClosed as closed:
                 self._disconnected(closed)
-            except (ValueError, TypeError, KeyError) as error:
-                self._stop(
-                    HotindexError("invalid_message", f"{self.url} sent what is no message: {error!r}", retryable=False)
-                )
+            except HotindexError as error:
+                self._stop(error)
                 await connection.close()
             if self._end is not None:
                 return
@@ -258,6 +272,14 @@ class Connection:
         for pending in self._pending.values():
             if not pending.reply.done():
                 pending.reply.set_exception(error)
+
+    async def _take_next(self, connection: ClientConnection) -> None:
+        data = await connection.recv(decode=False)
+        try:
+            self._take(wire.decode(data))
+        except (ValueError, TypeError, KeyError) as error:
+            message = f"{self.url} sent what is no message: {error!r}"
+            raise HotindexError("invalid_message", message, retryable=False) from error
 
     def _take(self, message: dict[str, Any]) -> None:
         kind = message["type"]

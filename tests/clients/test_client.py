@@ -98,6 +98,58 @@ async def test_a_gateway_that_is_not_there(gateway: Gateway) -> None:
     assert not wrong.value.retryable
 
 
+async def test_the_greeting_is_there_once_the_client_is_connected(gateway: Gateway) -> None:
+    client = Client(gateway.ws)
+    assert client.greeting == {}
+    async with client:
+        assert (client.greeting["type"], client.greeting["node"]) == ("connected", "test")
+
+
+async def test_the_greeting_is_that_of_the_latest_connection(start_gateway: StartGateway) -> None:
+    port = free_port()
+    async with start_gateway(ws_port=port) as gateway:
+        client = Client(gateway.ws, backoff=FAST)
+        await client.connect()
+        first = client.greeting["client_id"]
+    async with start_gateway(ws_port=port):
+        await client.ping()
+        assert client.greeting["client_id"] != first
+        await client.close()
+
+
+async def test_a_server_that_does_not_greet_is_no_gateway() -> None:
+    async def keep_silent(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async def rave(connection: ServerConnection) -> None:
+        await connection.send(b"hello")
+        await connection.wait_closed()
+
+    async with serve(keep_silent, "127.0.0.1", 0) as server:
+        with pytest.raises(hotindex.ConnectionLost, match="can't connect"):
+            await Client(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout_s=0.2).connect()
+    async with serve(rave, "127.0.0.1", 0) as server:
+        with pytest.raises(hotindex.HotindexError, match="no message"):
+            await Client(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}").connect()
+
+
+async def test_connecting_given_up_before_the_greeting_closes_the_connection() -> None:
+    connected, left = asyncio.Event(), asyncio.Event()
+
+    async def keep_silent(connection: ServerConnection) -> None:
+        connected.set()
+        await connection.wait_closed()
+        left.set()
+
+    async with serve(keep_silent, "127.0.0.1", 0) as server:
+        connecting = asyncio.create_task(Client(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}").connect())
+        await connected.wait()
+        connecting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await connecting
+        await asyncio.wait_for(left.wait(), 20)
+
+
 async def test_a_subscription_from_now_on(client: Client) -> None:
     await client.upsert("m", id="before", vector=[1, 0])
     async with client.subscribe("m", include=["content"]) as updates:
@@ -277,6 +329,7 @@ def test_the_synchronous_client(tmp_path: Path) -> None:
         GatewayProcess(tmp_path / "data", ["--log-level", "warning"]) as gateway,
         hotindex.sync.Client(gateway.ws) as client,
     ):
+        assert client.greeting["type"] == "connected"
         assert client.upsert("m", id="a", vector=[1, 0], metadata={"x": 1}).index_version == 1
         client.patch("m", "a", {"x": 2})
         assert client.get("m", "a").metadata == {"x": 2}
@@ -290,7 +343,6 @@ def test_the_synchronous_client(tmp_path: Path) -> None:
         with pytest.raises(hotindex.NotFound):
             client.get("m", "a")
         client.ping()
-        assert client.greeting["type"] == "connected"
     with pytest.raises(hotindex.ConnectionLost), hotindex.sync.Client(gateway.ws):
         pass
 
