@@ -292,8 +292,13 @@ class Client:
                 print(change.added, change.removed, change.results)
 
         What is searched for, and how, is as in `search`; there may be fewer than k with a score of at least `min_score`.
-        `max_rate` is how many changes a second the gateway sends at most. Raises what `search` raises.
+        `max_rate` is how many changes a second the gateway sends at most. Raises what `search` raises, and TypeError where
+        vector, text and id are all None.
         """
+        if vector is None and text is None and id is None:
+            raise TypeError(
+                "watch needs a vector, a text or an id, and all are None; for what a user may like there is recommendations"
+            )
         if filter is not None and not isinstance(filter, Mapping):
             raise TypeError(f"filter is {filter!r}; it must be a mapping")
         wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}

@@ -55,6 +55,17 @@ async def test_content_and_vectors_come_along(gateway: Gateway) -> None:
             assert (match.content, match.vector and match.vector.tolist()) == ("second", [1.0, 0.0, 0.0])
 
 
+async def test_a_watch_is_of_a_vector_that_was_asked_for_with_its_document(gateway: Gateway) -> None:
+    async with Client(gateway.ws) as client:
+        await client.upsert("m", id="a", vector=QUERY)
+        film = await client.get("m", "a")
+        with pytest.raises(TypeError, match=r"a vector, a text or an id, and all are None; .* recommendations$"):
+            client.watch("m", vector=film.vector, k=5)
+        film = await client.get("m", "a", include=["vector"])
+        async with client.watch("m", vector=film.vector, k=5) as watch:
+            assert [match.id for match in watch.results] == ["a"]
+
+
 async def test_a_restart_is_one_difference_or_none(tmp_path: Path, start_gateway: StartGateway) -> None:
     port = free_port()
     async with start_gateway(data_dir=tmp_path, ws_port=port) as gateway:
