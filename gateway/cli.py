@@ -24,7 +24,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Url = Annotated[str, typer.Option("--url", envvar="HOTINDEX_URL", help="The gateway's WebSocket address")]
+
+def _websocket(url: str) -> str:
+    if not url.lower().startswith(("ws://", "wss://")):
+        raise TyperException(f"--url is {url!r}: it takes the WebSocket address, ws:// or wss://")
+    return url
+
+
+Url = Annotated[
+    str,
+    typer.Option("--url", envvar="HOTINDEX_URL", callback=_websocket, help="The gateway's WebSocket address"),
+]
 Text = Annotated[str | None, typer.Argument(help="What to look for")]
 User = Annotated[
     str | None, typer.Option("--user", metavar="USER_ID", help="Instead of TEXT: what is recommended to this user")

@@ -130,6 +130,9 @@ def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
     assert (missing.returncode, missing.stderr) == (1, "hotindex: not_found: no collection 'nowhere'\n")
 
 
+WEBSOCKET = "it takes the WebSocket address, ws:// or wss://"
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
@@ -138,6 +141,10 @@ def test_snapshot(gateway: GatewayProcess, tmp_path: Path) -> None:
         (["search", "films", "text", "--filter", "[]"], 2, "must be a JSON object"),
         (["search", "films", "text", "-k", "0"], 1, "k is 0"),
         (["search", "films", "text", "--url", "ws://127.0.0.1:1"], 1, "can't connect"),
+        (["search", "films", "text", "--url", "http://h:8080"], 2, f"--url is 'http://h:8080': {WEBSOCKET}"),
+        (["watch", "films", "text", "--url", "http://h:8080"], 2, f"--url is 'http://h:8080': {WEBSOCKET}"),
+        (["tail", "films", "--url", "127.0.0.1:8765"], 2, f"--url is '127.0.0.1:8765': {WEBSOCKET}"),
+        (["load", __file__, "-c", "x", "--url", ""], 2, f"--url is '': {WEBSOCKET}"),
         (["watch", "nowhere", "text"], 1, "not_found: no collection 'nowhere'"),
         (["search", "films"], 2, "TEXT or --user, one of them"),
         (["search", "films", "text", "--user", "ann"], 2, "and not both"),
