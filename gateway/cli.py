@@ -35,7 +35,7 @@ Url = Annotated[
     str,
     typer.Option("--url", envvar="HOTINDEX_URL", callback=_websocket, help="The gateway's WebSocket address"),
 ]
-Text = Annotated[str | None, typer.Argument(help="What to look for")]
+Text = Annotated[str | None, typer.Argument(metavar="TEXT", help="What to look for")]
 User = Annotated[
     str | None, typer.Option("--user", metavar="USER_ID", help="Instead of TEXT: what is recommended to this user")
 ]

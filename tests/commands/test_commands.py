@@ -165,6 +165,14 @@ def test_errors_are_one_line(gateway: GatewayProcess, arguments: list[str], stat
     assert words in line
 
 
+@pytest.mark.parametrize("command", ["search", "watch"])
+def test_help_calls_the_text_what_the_option_for_a_user_calls_it(gateway: GatewayProcess, command: str) -> None:
+    shown = hotindex(gateway, command, "--help").stdout
+    (argument,) = (line for line in shown.splitlines() if "What to look for" in line)
+    assert argument.split()[0] == "TEXT"
+    assert "Instead of TEXT" in shown
+
+
 def test_stats_show_what_models_were_asked_and_spared(tmp_path: Path) -> None:
     file = write(tmp_path / "a.jsonl", *map(json.dumps, MOVIES))
     with GatewayProcess(tmp_path / "data", ["--log-level", "error"]) as gateway:
