@@ -202,6 +202,7 @@ class Client:
         user_id: str | None = None,
         k: int = 10,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
         include: Sequence[Include] = (),
         min_index_version: int | None = None,
         exact: bool = False,
@@ -210,14 +211,15 @@ class Client:
     ) -> Results:
         """Return the k documents nearest to a vector, a text, or another document (which is left out).
 
-        `ef` widens the search of the graph (fewer misses, more time); `exact` compares with every document.
+        What scores less than `min_score` is left out. `ef` widens the search of the graph (fewer misses, more time); with
+        `exact` it compares with every document.
 
         With `user_id` it returns what is recommended to that user, at most 100 documents, none of those the user has seen.
         `diversity` is from 0, the best ones, to 1, those least alike.
         """
         wanted = {"vector": None if vector is None else wire.vector_bytes(vector), "text": text, "id": id}
         user = {"user_id": user_id, "diversity": diversity}
-        how = wire.search_options(k, filter, include, min_index_version, exact, ef)
+        how = wire.search_options(k, filter, min_score, include, min_index_version, exact, ef)
         command = {"action": "search", "collection": collection, **wanted, **user, **how}
         return wire.results(await self._connection.request(command, again=True))
 
@@ -228,6 +230,7 @@ class Client:
         *,
         k: int = 10,
         filter: Mapping[str, Any] | None = None,  # noqa: A002
+        min_score: float | None = None,
         include: Sequence[Include] = (),
         min_index_version: int | None = None,
         exact: bool = False,
@@ -235,7 +238,7 @@ class Client:
     ) -> list[Results]:
         """Return for each of up to 64 vectors the k documents nearest to it, all as of one index_version."""
         wanted = [wire.vector_bytes(vector) for vector in vectors]
-        how = wire.search_options(k, filter, include, min_index_version, exact, ef)
+        how = wire.search_options(k, filter, min_score, include, min_index_version, exact, ef)
         command = {"action": "search", "collection": collection, "vectors": wanted, **how}
         return wire.result_lists(await self._connection.request(command, again=True))
 

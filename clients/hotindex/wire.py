@@ -91,6 +91,7 @@ def document(value: Document) -> dict[str, Any]:
 def search_options(
     k: int,
     where: Mapping[str, Any] | None,
+    min_score: float | None,
     include: Iterable[str],
     min_index_version: int | None,
     exact: bool,
@@ -100,6 +101,7 @@ def search_options(
     return {
         "k": k,
         "filter": where,
+        "min_score": min_score,
         "include": list(include) or None,
         "min_index_version": min_index_version,
         "exact": exact or None,

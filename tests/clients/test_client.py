@@ -47,6 +47,7 @@ async def test_write_and_read(client: Client) -> None:
     assert [hit.id for hit in results.hits] == ["b", "c"]
     assert results.hits[0].score == pytest.approx(1)
     assert [hit.id for hit in (await client.search("m", id="a", k=1)).hits] == ["c"]
+    assert [hit.id for hit in (await client.search("m", vector=[0, 2], min_score=0.99)).hits] == ["b"]
     assert (await client.search("m", vector=[1, 0], filter={"y": 2})).hits[0].metadata == {"y": 2}
     ack = await client.delete("m", "a", "nobody")
     assert [result.status for result in ack.results] == ["deleted", "missing"]
