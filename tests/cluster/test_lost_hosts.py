@@ -20,7 +20,7 @@ from tests.cluster.fleet import Fleet, Member, eventually, fleet
 from tests.cluster.nodes import ask, until
 from tests.conftest import JsonMessage, StartGateway, json_socket
 from tests.redis_servers import RedisServer
-from tests.server.test_watch import Watcher, at, watcher
+from tests.server.watchers import Watcher, at, watcher
 
 COUNT = 30
 MANY = 150

@@ -19,6 +19,7 @@ from gateway.node import exchange, peers
 from gateway.server import requests
 from tests.conftest import StartGateway, json_socket
 from tests.server.test_http import HERE, NDJSON
+from tests.server.watchers import fill, watcher
 
 DOCUMENTS = f"{HERE}/documents"
 
@@ -339,3 +340,16 @@ async def test_a_compressed_body_counts_as_the_largest_it_may_become(start_gatew
             async with session.post("/v1/collections/c/documents", data=body, headers=headers) as answer:
                 if answer.status == 200:
                     break
+
+
+async def test_the_watches_of_a_connection_are_limited(start_gateway: StartGateway) -> None:
+    async with start_gateway(max_watches=2) as gateway, json_socket(gateway.ws) as socket, watcher(gateway) as client:
+        await fill(socket)
+        first = await client.watch(vector=[1, 0])
+        assert (await client.ask(action="watch", collection="m", vector=[1]))["code"] == "invalid_vector"
+        await client.watch(vector=[1, 0])
+        refused = await client.ask(action="watch", collection="m", vector=[1, 0])
+        assert refused["code"] == "invalid_argument"
+        assert "the limit is 2" in refused["message"]
+        await client.ask(action="unwatch", watch_id=first)
+        await client.watch(vector=[1, 0])
