@@ -33,6 +33,10 @@ class Part:
     rows: slice | Integers
     columns: Integers | None = None
 
+    @property
+    def height(self) -> int:
+        return self.rows.stop - self.rows.start if isinstance(self.rows, slice) else len(self.rows)
+
 
 def near(
     rows: Rows, parts: Iterable[Part], columns: Floats, squared: Floats, metric: Metric
@@ -60,7 +64,7 @@ def _near(
     numbers = np.arange(len(columns))[block] if part.columns is None else part.columns[block]
     turned, squared = np.ascontiguousarray(columns[numbers].T), squared[numbers]
     longest = float(squared.max())
-    room = np.empty((_ROWS, len(numbers)), np.float32)
+    room = np.empty((min(_ROWS, part.height), len(numbers)), np.float32)
     for some in _blocks(part.rows):
         queries = rows.queries[some]
         products = np.matmul(queries, turned, out=room[: len(queries)])
