@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
@@ -247,7 +247,7 @@ class SharedCluster:
     async def _reconcile(self, register: dict[str, Life]) -> None:
         assert self._local is not None, "start comes first"
         heard = list(self._others())
-        self._known, self._heard = frozenset(register) | await self._forgotten(register), heard
+        self._known, self._heard = frozenset(register) | await self._forgotten(register, heard), heard
         held = self._local.holdings()
         for name, holding in held.items():
             if name in self._copying or (name in register and register[name].epoch == holding.epoch):
@@ -281,13 +281,10 @@ class SharedCluster:
             if (name not in register or register[name].epoch != epoch) and await self.dropped(epoch):
                 self._local.unfollow(name, epoch)
 
-    async def _forgotten(self, register: Mapping[str, Life]) -> set[str]:
+    async def _forgotten(self, register: Mapping[str, Life], heard: Iterable[Heartbeat]) -> set[str]:
         """Return the collections that others hold and Redis knows nothing of: they are about to enter them again."""
         held = [
-            (name, holding.epoch)
-            for one in self._others()
-            for name, holding in one.holdings.items()
-            if name not in register
+            (name, holding.epoch) for one in heard for name, holding in one.holdings.items() if name not in register
         ]
         return {name for name, epoch in held if not await self.dropped(epoch)}
 

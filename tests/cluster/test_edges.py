@@ -124,7 +124,7 @@ async def test_an_edge_knows_of_collections_that_redis_has_forgotten(nodes: Node
         assert isinstance(cluster, SharedCluster)
         while not any("m" in one.holdings for one in cluster._others()):
             await asyncio.sleep(0.01)
-        assert await cluster._forgotten({}) == {"m"}
+        assert await cluster._forgotten({}, cluster._others()) == {"m"}
         async with edge.node._hosting.changing:
             await edge.node._let_go("m")
         await cluster._reconcile({})
@@ -132,7 +132,7 @@ async def test_an_edge_knows_of_collections_that_redis_has_forgotten(nodes: Node
         with pytest.raises(NotFound):
             await edge.node.served("n")
         await ask(hosts[0], "/v1/collections/m", "DELETE")
-        assert not await cluster._forgotten({}), "it was dropped"
+        assert not await cluster._forgotten({}, cluster._others()), "it was dropped"
 
 
 async def test_a_transaction_at_an_edge_is_applied_whole_or_not_at_all(nodes: Nodes) -> None:
