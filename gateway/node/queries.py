@@ -205,21 +205,22 @@ async def _vectors(place: Place, command: messages.Search) -> Vector:
         )
     if command.vectors is not None:
         checks.between(len(command.vectors), 1, MAX_VECTORS, "the number of vectors")
-        return np.stack([_parse(place, one, f"vectors[{i}]") for i, one in enumerate(command.vectors)])
+        spec = place.collection.spec
+        return np.stack([vector(spec, one, f"vectors[{i}]") for i, one in enumerate(command.vectors)])
     return (await _vector(place, command))[np.newaxis]
 
 
-def _parse(place: Place, raw: messages.RawVector, field: str) -> Vector:
-    vector = vectors.parse(raw, field)
-    spec = place.collection.spec
-    vectors.check(vector, spec.dimension, spec.metric, field)
-    return vector
+def vector(spec: Spec, raw: messages.RawVector, field: str = "vector") -> Vector:
+    """Return a client's vector as a collection compares it: float32[d]. Raises InvalidVector."""
+    parsed = vectors.parse(raw, field)
+    vectors.check(parsed, spec.dimension, spec.metric, field)
+    return parsed
 
 
 async def _vector(place: Place, command: messages.Search) -> Vector:
     collection = place.collection
     if command.vector is not None:
-        return _parse(place, command.vector, "vector")
+        return vector(collection.spec, command.vector)
     if command.text is not None:
         return await _embed(place, command.text)
     assert command.id is not None, "one of the three is given"
@@ -240,10 +241,10 @@ async def _embed(place: Place, text: str) -> Vector:
     at_hand = await place.read(partial(_at_hand, place.collection, place.embedder, text))
     if at_hand is not None:
         return at_hand
-    (vector,) = await place.embedder.embed([text])
-    if isinstance(vector, HotindexError):
-        raise vector
-    return vector
+    (embedded,) = await place.embedder.embed([text])
+    if isinstance(embedded, HotindexError):
+        raise embedded
+    return embedded
 
 
 def _at_hand(collection: Collection, embedder: Embedder, text: str) -> Vector | None:

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import msgspec
 import structlog
 
-from gateway.engine import lives, vectors
+from gateway.engine import lives
 from gateway.engine.types import Answer, Applied, BatchComplete, Change, Document, Done, Page, Span, Write
 from gateway.errors import HotindexError, NotFound, Overloaded, StorageUnavailable
 from gateway.faults import internal
@@ -228,15 +228,10 @@ class Remote:
         else:
             queries.check(watches.searched(command))
             if command.vector is not None:
-                command = msgspec.structs.replace(command, vector=self._checked(command.vector))
+                command = msgspec.structs.replace(command, vector=queries.vector(self.spec, command.vector).tobytes())
         # A host is asked for what there is already, so that none who waits here is waited for there.
         await self._positions.reach(command.min_index_version, self._read_wait_s)
         return await self.relaying.watch(msgspec.structs.replace(command, ref=None), watch_id, form, sink)
-
-    def _checked(self, raw: messages.RawVector) -> bytes:
-        vector = vectors.parse(raw)
-        vectors.check(vector, self.spec.dimension, self.spec.metric)
-        return vector.tobytes()
 
     def reaches(self, since: int, epoch: str | None) -> bool:
         if epoch is not None and not lives.holds(epoch, since, lives.life(self.epoch), self._starts):
